@@ -1,0 +1,99 @@
+package telemetry
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// Checker says whether something holds; its error is shown to whoever can reach
+// the health listener, so it names the cause and no secret. It returns quickly:
+// ctx is the request's.
+type Checker func(ctx context.Context) error
+
+// HealthConfig is the section health_checks of a configuration file.
+type HealthConfig struct {
+	// ListenerEnabled starts the HTTP listener; default false.
+	ListenerEnabled bool `hcl:"listener_enabled"`
+	// BindAddress is the address to listen on; default "localhost".
+	BindAddress string `hcl:"bind_address"`
+	// BindPort is the TCP port to listen on; default "80".
+	BindPort string `hcl:"bind_port"`
+	// LivePath answers whether the process should be left alone; default "/live".
+	LivePath string `hcl:"live_path"`
+	// ReadyPath answers whether the process can serve; default "/ready".
+	ReadyPath string `hcl:"ready_path"`
+}
+
+func (c HealthConfig) withDefaults() HealthConfig {
+	c.BindAddress = cmp.Or(c.BindAddress, "localhost")
+	c.BindPort = cmp.Or(c.BindPort, "80")
+	c.LivePath = cmp.Or(c.LivePath, "/live")
+	c.ReadyPath = cmp.Or(c.ReadyPath, "/ready")
+	return c
+}
+
+// Validate checks the section; the error names the file key.
+func (c HealthConfig) Validate() error {
+	c = c.withDefaults()
+	if port, err := strconv.Atoi(c.BindPort); err != nil || port < 1 || port > 65535 {
+		return fmt.Errorf("health_checks.bind_port: %q is not a port between 1 and 65535", c.BindPort)
+	}
+	if !strings.HasPrefix(c.LivePath, "/") {
+		return fmt.Errorf("health_checks.live_path: %q does not start with /", c.LivePath)
+	}
+	if !strings.HasPrefix(c.ReadyPath, "/") {
+		return fmt.Errorf("health_checks.ready_path: %q does not start with /", c.ReadyPath)
+	}
+	if c.LivePath == c.ReadyPath {
+		return fmt.Errorf("health_checks.ready_path: %q is the live path too; the two must differ", c.ReadyPath)
+	}
+	return nil
+}
+
+// NewHealth returns the listener that answers live and ready: 200 while the
+// checker returns nil, else 500 as SPIRE does, with a JSON body either way.
+func NewHealth(c HealthConfig, live, ready Checker, log *slog.Logger) (*Listener, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	probes := map[string]Checker{c.LivePath: live, c.ReadyPath: ready}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		check, ok := probes[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		answer(w, check(r.Context()))
+	})
+	return &Listener{
+		name:    "health",
+		address: net.JoinHostPort(c.BindAddress, c.BindPort),
+		handler: getOnly(handler),
+		log:     log,
+	}, nil
+}
+
+func answer(w http.ResponseWriter, problem error) {
+	body := struct {
+		Status string `json:"status"`
+		Reason string `json:"reason,omitempty"`
+	}{Status: "ok"}
+	code := http.StatusOK
+	if problem != nil {
+		body.Status, body.Reason = "failing", problem.Error()
+		code = http.StatusInternalServerError
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	// An error here is a client that has gone.
+	_ = json.NewEncoder(w).Encode(body)
+}
