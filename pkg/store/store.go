@@ -15,13 +15,16 @@ type Revision uint64
 // Limits of one Update. They are what every engine can do (etcd is the
 // narrower one) and every engine enforces them.
 const (
-	// MaxOps is how many distinct keys one Update may read, scan, write and
-	// compare, bookkeeping counted: reads and writes of a key count once
-	// each, a Scan counts once plus once for the guard on its range.
-	MaxOps = 128
-	// MaxBytes bounds the keys and values written by one Update.
+	// MaxOps is how many operations the function of one Update may make: each
+	// distinct key read counts one, each distinct key put one, each distinct
+	// key deleted two, each Scan two, however many keys it yields. A Get of a
+	// key that the function itself wrote is free. (128 is etcd's limit; the
+	// engine's head and the lock's guard take two of it.)
+	MaxOps = 126
+	// MaxBytes bounds the keys and values written by one Update; of a key
+	// written more than once the last counts.
 	MaxBytes = 1 << 20
-	// MaxKey bounds a key, in bytes.
+	// MaxKey bounds a key, in bytes. The empty key does not exist.
 	MaxKey = 1 << 10
 )
 
@@ -30,10 +33,13 @@ var (
 	// ErrNotFound is returned by Tx.Get for a key that is not there.
 	ErrNotFound = errors.New("store: key not found")
 	// ErrTooLarge is returned by Update when the function exceeded MaxOps,
-	// MaxBytes or MaxKey. Nothing was written; split the work.
+	// MaxBytes or MaxKey, or wrote the empty key, whatever the function itself
+	// returned. Nothing was written; split the work.
 	ErrTooLarge = errors.New("store: update exceeds the limits of one transaction")
 	// ErrCompacted is yielded by Watch when the history after the given
-	// revision is gone. Read everything in a View and watch from its revision.
+	// revision is gone, or never was: a revision greater than Head belongs to
+	// another store, or to this one before it was restored. Read everything in
+	// a View and watch from its revision.
 	ErrCompacted = errors.New("store: history is compacted")
 	// ErrUnavailable is returned when the engine cannot be reached or cannot
 	// write now. An Update that ends with it may or may not have been
@@ -68,15 +74,18 @@ type Store interface {
 	// error of fn is returned as it is and nothing is written. An Update
 	// that writes nothing returns the revision it read at and makes no batch.
 	// Updates of neighbours that share a disk write fail or succeed each on
-	// its own.
+	// its own, and a panic of fn reaches only its own caller. A ctx that ends
+	// before fn has run leaves no trace; once the commit has begun, Update
+	// waits for its outcome. fn must not call Update of the same store.
 	Update(ctx context.Context, fn func(RWTx) error) (Revision, error)
 
 	// Watch yields every committed Update after the given revision that wrote
 	// keys with the prefix, in order, without gaps, as one Batch each,
 	// containing only events of that prefix. It ends when the consumer stops
 	// ranging, or yields one error last: ErrCompacted, ctx.Err(), ErrClosed or
-	// ErrUnavailable; the consumer may watch again from its last revision. A
-	// Batch is seen by a watcher only after it is durable. A consumer that is
+	// ErrUnavailable; the consumer may watch again from its last revision.
+	// After Head it waits. A Batch is seen by a watcher only after it is
+	// durable. A consumer that is
 	// slow never blocks writers; one that falls behind the kept history gets
 	// ErrCompacted.
 	Watch(ctx context.Context, prefix string, after Revision) iter.Seq2[Batch, error]
@@ -132,7 +141,8 @@ type Tx interface {
 	Get(key string) (KV, error)
 	// Scan yields the keys that begin with prefix and are greater than after
 	// (empty: from the first), in byte order. Writes of the same transaction
-	// are seen. Values are bound by the rule of Get.
+	// are seen, also those made while scanning: each step yields the least key
+	// greater than the one before. Values are bound by the rule of Get.
 	Scan(prefix, after string) iter.Seq2[KV, error]
 	// Revision is the snapshot's.
 	Revision() Revision
@@ -142,9 +152,10 @@ type Tx interface {
 // Update, not by Put and Delete, so that rules read without noise.
 type RWTx interface {
 	Tx
-	// Put sets key to value, which is copied.
+	// Put sets key to value, which is copied; nil is the empty value.
 	Put(key string, value []byte)
-	// Delete removes key; a key that is not there is left alone.
+	// Delete removes key; a key that is not there is left alone, and is not
+	// an event.
 	Delete(key string)
 }
 

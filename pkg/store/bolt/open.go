@@ -1,0 +1,248 @@
+package bolt
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/credence-id/credence/pkg/store"
+)
+
+const (
+	// engine is the configured name.
+	engine = "bolt"
+	// format is the layout that this program writes, see doc.go.
+	format = 1
+	// lockWait is how long a process that is just closing the file is waited
+	// for.
+	lockWait = 250 * time.Millisecond
+	// newSuffix follows the file's name while the file is being made.
+	newSuffix = ".new-"
+)
+
+// Open opens the store, making it if there is no file. It returns
+// store.ErrLocked when another process has the file open, store.ErrFormat when
+// a newer program wrote it, and otherwise an error that names the path.
+func Open(cfg Config) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	if err := ensure(cfg.Path, cfg.Logger); err != nil {
+		return nil, err
+	}
+	db, err := openFile(cfg.Path, cfg.MmapSize)
+	if err != nil {
+		return nil, err
+	}
+	sweep(cfg.Path)
+	s := &Store{cfg: cfg, db: db, turns: newTurns(), locks: newLocks()}
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+// load reads what is constant and sets up what lives in memory.
+func (s *Store) load() error {
+	var head store.Revision
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		var err error
+		if s.info, err = readInfo(tx, s.cfg.Path); err != nil {
+			return err
+		}
+		head = newSnapshot(tx).rev
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.ring = newRing(head, s.cfg.RingBatches, s.cfg.RingBytes)
+	s.metrics = newMetrics(s)
+	return s.metrics.register(s.cfg.Registerer)
+}
+
+// Renew gives the store in the file a new ID, as a restored or copied store
+// must have: revisions that clients hold of the original mean nothing here.
+// The file must not be open.
+func Renew(path string) error {
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("store: renewing: %w", err)
+	}
+	db, err := openFile(path, 0)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		if _, err := readInfo(tx, path); err != nil {
+			return err
+		}
+		return tx.Bucket(bucketMeta).Put(keyID, newID())
+	})
+	if err != nil {
+		err = fmt.Errorf("store: renewing %s: %w", path, err)
+	}
+	return errors.Join(err, db.Close())
+}
+
+// ensure makes the file if it is not there, whole or not at all: it is built
+// under another name and linked into place.
+func ensure(path string, log *slog.Logger) error {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil:
+		return checkMode(path, info, log)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("store: %w", err)
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, filepath.Base(path)+newSuffix+"*")
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("store: directory %s does not exist: create it or change data_dir: %w", dir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("store: directory %s must be writable by uid %d: %w", dir, os.Getuid(), err)
+	}
+	tmp := f.Name()
+	defer os.Remove(tmp) //nolint:errcheck // What is left behind, sweep removes.
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("store: creating %s: %w", tmp, err)
+	}
+	if err := initialize(tmp); err != nil {
+		return fmt.Errorf("store: creating %s: %w", path, err)
+	}
+	// Whoever links first made the store; the other one opens it.
+	if err := os.Link(tmp, path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("store: creating %s: %w", path, err)
+	}
+	return syncDir(dir)
+}
+
+// sweep removes what a crash in ensure left. The caller has the store open, so
+// whoever is still making one will find that it came too late.
+func sweep(path string) {
+	dir, base := filepath.Split(path)
+	left, _ := os.ReadDir(filepath.Clean(dir)) // Next time.
+	for _, f := range left {
+		if strings.HasPrefix(f.Name(), base+newSuffix) {
+			_ = os.Remove(filepath.Join(dir, f.Name()))
+		}
+	}
+}
+
+// initialize writes an empty store.
+func initialize(path string) error {
+	db, err := openFile(path, 0)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucket(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.CreateBucket(bucketKV); err != nil {
+			return err
+		}
+		if err := meta.Put(keyFormat, []byte(strconv.Itoa(format))); err != nil {
+			return err
+		}
+		return meta.Put(keyID, newID())
+	})
+	return errors.Join(err, db.Close())
+}
+
+func newID() []byte {
+	id := make([]byte, 16)
+	rand.Read(id) //nolint:errcheck // Never returns an error.
+	return hex.AppendEncode(nil, id)
+}
+
+// readInfo reads the meta bucket and refuses what this program cannot read.
+func readInfo(tx *bbolt.Tx, path string) (store.Info, error) {
+	meta, kv := tx.Bucket(bucketMeta), tx.Bucket(bucketKV)
+	if meta == nil || kv == nil {
+		return store.Info{}, fmt.Errorf("store: %s is not a store of this program: move it away", path)
+	}
+	have, err := strconv.Atoi(string(meta.Get(keyFormat)))
+	switch {
+	case err != nil:
+		return store.Info{}, fmt.Errorf("store: %s has no readable format version: %w", path, err)
+	case have > format:
+		return store.Info{}, fmt.Errorf("%w: %s has format %d, this program knows up to %d: run the newer program",
+			store.ErrFormat, path, have, format)
+	}
+	return store.Info{ID: string(meta.Get(keyID)), Format: have, Engine: engine}, nil
+}
+
+// openFile opens the bbolt file and turns what can go wrong into clear errors.
+func openFile(path string, mmapSize int) (db *bbolt.DB, err error) {
+	// A damaged file makes bbolt panic, or fault in its memory map.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("store: %s is damaged: %v: restore a backup", path, r)
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:         lockWait,
+		InitialMmapSize: mmapSize,
+		FreelistType:    bbolt.FreelistMapType,
+		NoStatistics:    true,
+	})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("%w: %s: stop the other process or use another data_dir", store.ErrLocked, path)
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, fmt.Errorf("store: %s is damaged or not a store: %w: restore a backup or move it away", path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("store: %s must be readable and writable by uid %d: %w", path, os.Getuid(), err)
+	case errors.Is(err, syscall.ENOMEM):
+		return nil, fmt.Errorf("store: no address space to map %s: lower mmap_size or raise the limit on virtual memory: %w", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("store: opening %s: %w", path, err)
+	}
+	return db, nil
+}
+
+// checkMode refuses a file that others may change and warns of one that they
+// may read: it holds who may have which identity. Group access is only warned
+// of, because Kubernetes (fsGroup) grants it to volumes by itself.
+func checkMode(path string, info fs.FileInfo, log *slog.Logger) error {
+	mode := info.Mode()
+	switch {
+	case !mode.IsRegular():
+		return fmt.Errorf("store: %s is not a regular file", path)
+	case mode.Perm()&0o002 != 0:
+		return fmt.Errorf("store: %s has mode %04o, which lets everybody change it: chmod 0600", path, mode.Perm())
+	case mode.Perm()&0o077 != 0:
+		log.Warn("Store file is open to other users", "path", path, "mode", mode.Perm().String())
+	}
+	return nil
+}
+
+// syncDir makes a new name in a directory survive a crash.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("store: syncing directory %s: %w", dir, err)
+	}
+	err = errors.Join(d.Sync(), d.Close())
+	if err != nil {
+		return fmt.Errorf("store: syncing directory %s: %w", dir, err)
+	}
+	return nil
+}
