@@ -1,0 +1,76 @@
+package unixsock
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestListen(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "new", "api.sock")
+	l, err := Listen(t.Context(), path, 0o770, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o770 {
+		t.Errorf("socket permissions %o, want 770", got)
+	}
+	if _, err := Listen(t.Context(), path, 0o770, 0o755); !errors.Is(err, ErrInUse) {
+		t.Errorf("listening beside a living process: %v, want ErrInUse", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("socket is still there after Close: %v", err)
+	}
+}
+
+func TestListenTakesOverStaleSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "api.sock")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	if err := dead.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(t.Context(), path, 0o777, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+}
+
+func TestListenLeavesFilesAlone(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(t.Context(), path, 0o777, 0o755); !errors.Is(err, ErrNotSocket) {
+		t.Errorf("listening over a file: %v, want ErrNotSocket", err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "data" {
+		t.Errorf("the file is now %q, %v", got, err)
+	}
+}
+
+func TestListenPathTooLong(t *testing.T) {
+	t.Parallel()
+	_, err := Listen(t.Context(), "/tmp/"+strings.Repeat("x", 120), 0o777, 0o755)
+	if err == nil || !strings.Contains(err.Error(), "107") {
+		t.Errorf("got %v, want an error that names the limit", err)
+	}
+}
