@@ -23,13 +23,18 @@ func parseJSON(data []byte) (*value, error) {
 }
 
 type jsonReader struct {
-	data []byte
-	dec  *json.Decoder
+	data  []byte
+	dec   *json.Decoder
+	seen  int64 // bytes in which line ends have been counted
+	lines int
 }
 
 // line is where the token read last ended.
 func (r *jsonReader) line() int {
-	return 1 + bytes.Count(r.data[:r.dec.InputOffset()], []byte("\n"))
+	end := r.dec.InputOffset()
+	r.lines += bytes.Count(r.data[r.seen:end], []byte("\n"))
+	r.seen = end
+	return 1 + r.lines
 }
 
 func (r *jsonReader) at(err error) error {
