@@ -3,7 +3,6 @@ package spiretypes
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/attest"
@@ -18,8 +17,8 @@ func FromID(id spiffeid.ID) *types.SPIFFEID {
 }
 
 // ToID reads a SPIFFE ID. Like SPIRE it takes a trust domain that is written
-// as an ID ("spiffe://example.org") and a path without its leading slash; it
-// refuses everything else that is not a SPIFFE ID (SPIFFE-ID section 2).
+// as an ID ("spiffe://example.org"), and refuses everything else that is not a
+// SPIFFE ID (SPIFFE-ID section 2).
 func ToID(m *types.SPIFFEID) (spiffeid.ID, error) {
 	if m == nil {
 		return spiffeid.ID{}, errors.New("request must specify SPIFFE ID")
@@ -28,11 +27,7 @@ func ToID(m *types.SPIFFEID) (spiffeid.ID, error) {
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	path := m.GetPath()
-	if path != "" && !strings.HasPrefix(path, "/") {
-		path = "/" + path
-	}
-	return spiffeid.FromPath(td, path)
+	return spiffeid.FromPath(td, m.GetPath())
 }
 
 // FromSelectors is the message of each selector.
