@@ -1,4 +1,4 @@
-package apitypes
+package entryapi
 
 import (
 	"time"
@@ -39,13 +39,13 @@ const (
 	attributeJTI      = 2
 )
 
-// AppendEntry appends, as one element of the given repeated field, the encoded
-// form of what [Entry] would build. A list of a thousand entries costs one
+// appendEntry appends, as one element of the given repeated field, the encoded
+// form of the entry with the fields of the mask (nil: all) and its ID. A list of a thousand entries costs one
 // buffer this way, not ten thousand messages; the bytes are put where protobuf
 // keeps fields it does not know, and it writes those as they are.
-func AppendEntry(b []byte, field protowire.Number, e *registry.Entry, mask *types.EntryMask) []byte {
+func appendEntry(b []byte, field protowire.Number, e *registry.Entry, mask *types.EntryMask) []byte {
 	if mask == nil {
-		mask = AllEntryFields
+		mask = allFields
 	}
 	b, at := open(b, field)
 	b = appendText(b, entryID, e.ID)
