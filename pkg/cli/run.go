@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+)
+
+// Exit codes, as SPIRE's.
+const (
+	exitOK             = 0
+	exitFailed         = 1
+	exitUnknownCommand = 127
+)
+
+// ErrReported ends a command with exit code 1 when the command itself has
+// already said on stderr what went wrong.
+var ErrReported = errors.New("already reported")
+
+// Streams are what a command reads from and writes to.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// Run runs the command that args (without the program's name) ask for, below
+// root, and returns the exit code: 0 done or help shown, 1 failed, with the
+// problem on s.Err, 127 no such command. -flag and --flag are the same.
+func Run(ctx context.Context, root *cobra.Command, args []string, s Streams) int {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetIn(s.In)
+	root.SetOut(s.Out)
+	root.SetErr(s.Err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return Hint(err, fmt.Sprintf("%s -h lists the flags", cmd.CommandPath()))
+	})
+	if root.Version == "" {
+		root.Version = Version()
+	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+
+	args, unknown := normalize(root, args)
+	if unknown != nil {
+		return unknown.report(s.Err)
+	}
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if !errors.Is(err, ErrReported) {
+		report(s.Err, err)
+	}
+	return exitFailed
+}
+
+// report prints an error, and the next step if the error carries one.
+func report(w io.Writer, err error) {
+	fmt.Fprintf(w, "Error: %s\n", problem(err)) //nolint:errcheck // Nobody is left to tell.
+	if h, ok := errors.AsType[*hinted](err); ok {
+		fmt.Fprintf(w, "hint: %s\n", h.hint) //nolint:errcheck // Nobody is left to tell.
+	}
+}
+
+// problem is the text of err; that of a gRPC status is shown without gRPC's
+// words around it, and with its code at the end.
+func problem(err error) string {
+	text := err.Error()
+	s, ok := status.FromError(err)
+	if !ok {
+		return text
+	}
+	noise := fmt.Sprintf("rpc error: code = %s desc = ", s.Code())
+	if !strings.Contains(text, noise) {
+		return text
+	}
+	return fmt.Sprintf("%s (%s)", strings.Replace(text, noise, "", 1), s.Code())
+}
+
+// hinted is an error with a next step for the reader.
+type hinted struct {
+	err  error
+	hint string
+}
+
+func (h *hinted) Error() string { return h.err.Error() }
+func (h *hinted) Unwrap() error { return h.err }
+
+// Hint adds to err what the reader can do next: a sentence without a period.
+// Of several hints in a chain the outermost is shown. A nil err stays nil.
+func Hint(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &hinted{err: err, hint: hint}
+}
