@@ -16,6 +16,8 @@ const (
 	MaxAttrs = 32
 )
 
+const msgOutcome = "audit outcome"
+
 // Keys of this package's own attributes.
 const (
 	keyStream     = "stream"
@@ -66,14 +68,14 @@ func (l *Log) Begin(ctx context.Context, e Event) func(err error, attrs ...slog.
 		return func(error, ...slog.Attr) {}
 	}
 	id := l.last.Add(1)
-	l.write(ctx, "audit intent", id, e, nil)
+	l.log.LogAttrs(ctx, slog.LevelInfo, "audit intent", record(id, e, nil, nil)...)
 
 	var done atomic.Bool
 	return func(err error, attrs ...slog.Attr) {
 		if done.Swap(true) {
 			return
 		}
-		l.write(ctx, "audit outcome", id, e, outcome(err), attrs...)
+		l.log.LogAttrs(ctx, slog.LevelInfo, msgOutcome, record(id, e, outcome(err), attrs)...)
 	}
 }
 
@@ -83,7 +85,7 @@ func (l *Log) Record(ctx context.Context, e Event, err error) {
 	if l == nil {
 		return
 	}
-	l.write(ctx, "audit outcome", l.last.Add(1), e, outcome(err))
+	l.log.LogAttrs(ctx, slog.LevelInfo, msgOutcome, record(l.last.Add(1), e, outcome(err), nil)...)
 }
 
 func outcome(err error) []slog.Attr {
@@ -93,27 +95,29 @@ func outcome(err error) []slog.Attr {
 	return []slog.Attr{slog.String(keyOutcome, "refused"), slog.String(keyErr, cut(err.Error()))}
 }
 
-func (l *Log) write(ctx context.Context, msg string, id uint64, e Event, result []slog.Attr, more ...slog.Attr) {
+// record is the attributes of one log line, bounded.
+func record(id uint64, e Event, result, more []slog.Attr) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 7+len(e.Attrs)+len(more))
 	attrs = append(attrs, slog.Uint64(keyID, id), slog.String(keyAction, cut(e.Action)))
-	for _, a := range []struct{ key, text string }{
-		{keyCaller, e.Caller}, {keyCallerKind, e.CallerKind}, {keySubject, e.Subject},
+	for _, a := range []slog.Attr{
+		slog.String(keyCaller, cut(e.Caller)),
+		slog.String(keyCallerKind, cut(e.CallerKind)),
+		slog.String(keySubject, cut(e.Subject)),
 	} {
-		if a.text != "" {
-			attrs = append(attrs, slog.String(a.key, cut(a.text)))
+		if a.Value.String() != "" {
+			attrs = append(attrs, a)
 		}
 	}
 	attrs = append(attrs, result...)
 	attrs = appendBounded(attrs, e.Attrs)
-	attrs = appendBounded(attrs, more)
-	l.log.LogAttrs(ctx, slog.LevelInfo, msg, attrs...)
+	return appendBounded(attrs, more)
 }
 
 func appendBounded(to, attrs []slog.Attr) []slog.Attr {
 	kept := attrs[:min(len(attrs), MaxAttrs)]
 	for _, a := range kept {
 		if a.Value.Kind() != slog.KindInt64 && a.Value.Kind() != slog.KindTime {
-			a = slog.String(a.Key, cut(a.Value.String()))
+			a.Value = slog.StringValue(cut(a.Value.String()))
 		}
 		to = append(to, a)
 	}

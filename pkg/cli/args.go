@@ -25,7 +25,7 @@ func (u *unknownCommand) report(w io.Writer) int {
 		report(w, Hint(fmt.Errorf("%q is not a command of %s", u.name, u.group.CommandPath()), hint))
 		return exitUnknownCommand
 	}
-	fmt.Fprint(w, u.group.UsageString()) //nolint:errcheck // Nobody is left to tell.
+	fmt.Fprint(w, u.group.UsageString())
 	return exitUnknownCommand
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -264,9 +265,13 @@ func TestDial(t *testing.T) {
 		}
 		srv := grpc.NewServer()
 		grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
-		done := make(chan error, 1)
-		go func() { done <- srv.Serve(ln) }()
-		return func() { srv.Stop(); <-done }
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := srv.Serve(ln); err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		})
+		return func() { srv.Stop(); wg.Wait() }
 	}
 	stop := serve()
 	cc, err := Dial(t.Context(), "unix://"+path)

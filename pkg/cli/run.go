@@ -62,9 +62,9 @@ func Run(ctx context.Context, root *cobra.Command, args []string, s Streams) int
 
 // report prints an error, and the next step if the error carries one.
 func report(w io.Writer, err error) {
-	fmt.Fprintf(w, "Error: %s\n", problem(err)) //nolint:errcheck // Nobody is left to tell.
+	fmt.Fprintf(w, "Error: %s\n", problem(err))
 	if h, ok := errors.AsType[*hinted](err); ok {
-		fmt.Fprintf(w, "hint: %s\n", h.hint) //nolint:errcheck // Nobody is left to tell.
+		fmt.Fprintf(w, "hint: %s\n", h.hint)
 	}
 }
 
