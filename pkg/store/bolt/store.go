@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,9 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 func (s *Store) Backup(ctx context.Context, w io.Writer) (rev store.Revision, err error) {
 	err = s.read(ctx, func(tx *bbolt.Tx, snap *snapshot) error {
 		rev = snap.rev
-		if _, err := tx.WriteTo(&ctxWriter{ctx: ctx, w: w}); err != nil {
+		to := &copier{ctx: ctx, w: w}
+		_, err := tx.WriteTo(to)
+		if err = cmp.Or(to.err, err); err != nil {
 			return fmt.Errorf("store: writing backup: %w", err)
 		}
 		return nil
@@ -132,15 +135,17 @@ func unavailable(op string, err error) error {
 	return fmt.Errorf("%w: %s: %w", store.ErrUnavailable, op, err)
 }
 
-// ctxWriter stops a long copy when its context ends.
-type ctxWriter struct {
+// copier stops a long copy when its context ends, and remembers why it
+// stopped, which bbolt does not pass on.
+type copier struct {
 	ctx context.Context //nolint:containedctx // Lives as long as the one call it belongs to.
 	w   io.Writer
+	err error
 }
 
-func (c *ctxWriter) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
+func (c *copier) Write(p []byte) (n int, err error) {
+	if c.err = c.ctx.Err(); c.err == nil {
+		n, c.err = c.w.Write(p)
 	}
-	return c.w.Write(p)
+	return n, c.err
 }
