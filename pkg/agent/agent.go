@@ -1,0 +1,247 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/agent/feed"
+	"github.com/credence-id/credence/pkg/agent/peer"
+	"github.com/credence-id/credence/pkg/agent/workloadapi"
+	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/attest/workload"
+	"github.com/credence-id/credence/pkg/telemetry"
+	"github.com/credence-id/credence/pkg/unixsock"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+)
+
+// Agent is one node agent. Make it with New.
+type Agent struct {
+	config   *Config
+	log      *slog.Logger
+	version  string
+	serverID spiffeid.ID
+	ready    func()
+	registry *prometheus.Registry
+
+	cache     *cache.Cache
+	trust     *trust
+	identity  *identity
+	state     *state
+	prover    node.Prover
+	attestors []workload.Attestor
+	listener  net.Listener
+
+	link      atomic.Pointer[link]
+	connected atomic.Bool
+	reason    atomic.Pointer[string]
+	readyOnce sync.Once
+	// background are goroutines that end soon after what they serve; Run waits
+	// for them.
+	background sync.WaitGroup
+}
+
+// Options are what a caller may set beside the configuration.
+type Options struct {
+	// Log is required.
+	Log *slog.Logger
+	// Version is this program's.
+	Version string
+	// Ready, when not nil, is called once, when the cache has first caught up
+	// with the server.
+	Ready func()
+	// Listener, when not nil, takes the place of agent.socket_path.
+	Listener net.Listener
+}
+
+// Run serves until ctx ends, and then returns nil, or until the agent cannot go
+// on: the server refuses it for good (ErrBanned, ErrRefused) or a part of its
+// own fails. What an earlier run left in data_dir is taken up first, so that
+// the Workload API can answer from it while the server is away.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.background.Wait()
+	if err := a.takeUp(ctx); err != nil {
+		return err
+	}
+	lis, err := a.listen(ctx)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	creds, err := peer.NewCredentials(peer.Config{Log: a.log})
+	if err != nil {
+		return errors.Join(err, lis.Close())
+	}
+	api := workloadapi.New(a.workloadConfig())
+	for name, run := range map[string]func(context.Context) error{
+		"peers":        creds.Run,
+		"cache":        a.cache.Run,
+		"state":        func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
+		"workload API": func(ctx context.Context) error { return api.Serve(ctx, lis, creds) },
+		"server":       a.follow,
+	} {
+		group.Go(func() error {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	if err := a.runListeners(ctx, group); err != nil {
+		group.Go(func() error { return err })
+	}
+	a.log.InfoContext(ctx, "serving the Workload API", telemetry.Address, lis.Addr().String(), telemetry.TrustDomain, a.config.Agent.TrustDomain)
+	err = group.Wait()
+	if l := a.link.Swap(nil); l != nil {
+		err = errors.Join(err, l.close())
+	}
+	return err
+}
+
+// takeUp reads what an earlier run left.
+func (a *Agent) takeUp(ctx context.Context) error {
+	if err := a.state.restore(a.cache); err != nil {
+		return err
+	}
+	if b := a.cache.Bundle(a.trust.td); b != nil {
+		if err := a.trust.learn(b); err != nil {
+			return fmt.Errorf("reading the bundle kept in data_dir: %w", err)
+		}
+	}
+	had, err := a.identity.load(ctx)
+	if err != nil {
+		return err
+	}
+	if had {
+		s := a.identity.current.Load()
+		a.log.InfoContext(ctx, "took up the SVID of an earlier run", telemetry.AgentID, s.ID, telemetry.NotAfter, s.notAfter())
+	}
+	return nil
+}
+
+func (a *Agent) listen(ctx context.Context) (net.Listener, error) {
+	if a.listener != nil {
+		return a.listener, nil
+	}
+	lis, err := unixsock.Listen(ctx, a.config.Agent.SocketPath, 0o777, 0o755)
+	if err != nil {
+		return nil, fmt.Errorf("agent.socket_path: %w", err)
+	}
+	return lis, nil
+}
+
+// runListeners starts the HTTP side listeners that are configured.
+func (a *Agent) runListeners(ctx context.Context, group *errgroup.Group) error {
+	if a.config.Health.ListenerEnabled {
+		h, err := telemetry.NewHealth(a.config.Health, a.live, a.Healthy, a.log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return h.Run(ctx) })
+	}
+	if p := a.config.Telemetry.Prometheus; p != nil {
+		l, err := telemetry.NewPrometheus(*p, a.registry, a.log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return l.Run(ctx) })
+	}
+	return nil
+}
+
+func (a *Agent) live(context.Context) error { return nil }
+
+// Healthy says why the agent is not in sync with its server, or nil.
+func (a *Agent) Healthy(context.Context) error {
+	if a.connected.Load() {
+		return nil
+	}
+	if r := a.reason.Load(); r != nil {
+		return fmt.Errorf("not in sync with the server: %s", *r)
+	}
+	return errors.New("not in sync with the server yet")
+}
+
+func (a *Agent) setReason(err error) {
+	text := err.Error()
+	a.reason.Store(&text)
+}
+
+// synced is told each time the cache has caught up.
+func (a *Agent) synced(ctx context.Context) {
+	if !a.connected.Swap(true) {
+		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.config.Agent.serverAddr())
+	}
+	a.readyOnce.Do(func() {
+		if a.ready != nil {
+			a.ready()
+		}
+	})
+}
+
+// replaceLink makes l the connection in use. The old one is closed once the
+// calls on it have ended.
+func (a *Agent) replaceLink(ctx context.Context, l *link) {
+	if old := a.link.Swap(l); old != nil {
+		a.background.Go(func() { a.closing(ctx, old) })
+	}
+}
+
+// closing closes a connection whose end changes nothing.
+func (a *Agent) closing(ctx context.Context, l *link) {
+	if err := l.close(); err != nil {
+		a.log.DebugContext(ctx, "closing a connection to the server", telemetry.Err, err)
+	}
+}
+
+// sink passes the stream on to the cache, and our own bundle to the TLS
+// verification.
+type sink Agent
+
+var _ feed.Cache = (*sink)(nil)
+
+// Open is feed.Cache.
+func (s *sink) Open() *feedv1.Open { return s.cache.Open() }
+
+// Apply is feed.Cache.
+func (s *sink) Apply(d *feedv1.Delta) error {
+	for _, b := range d.GetBundles() {
+		if b.GetBundle().GetTrustDomain() == s.trust.td.Name() {
+			if err := s.trust.learn(b.GetBundle()); err != nil {
+				return err
+			}
+		}
+	}
+	return s.cache.Apply(d)
+}
+
+// Synced is feed.Cache.
+func (s *sink) Synced(m *feedv1.Synced) error { return s.cache.Synced(m) }
+
+// makeDataDir makes data_dir, or says why it cannot be used.
+func makeDataDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("agent.data_dir: %w; choose a directory this user can write", err)
+	}
+	probe, err := os.CreateTemp(dir, ".probe")
+	if err != nil {
+		return fmt.Errorf("agent.data_dir: %w; choose a directory this user can write", err)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+func (a *Agent) file(name string) string { return filepath.Join(a.config.Agent.DataDir, name) }
+
+// untilStarted bounds how long a workload waits for the first sync.
+const untilStarted = 10 * time.Second

@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/workload"
+	"github.com/credence-id/credence/pkg/attest/workload/unix"
+	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/keys"
+	"github.com/credence-id/credence/pkg/keys/diskkey"
+	"github.com/credence-id/credence/pkg/keys/memkey"
+	"github.com/credence-id/credence/pkg/telemetry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// The concrete choices: configured name → constructor.
+var (
+	keyManagers = map[string]func(*Config, config.Plugin) (keys.Manager, error){
+		"memory": func(*Config, config.Plugin) (keys.Manager, error) { return memkey.New(), nil },
+		"disk":   newDiskKeys,
+	}
+	provers = map[string]func(*Config, config.Plugin) (node.Prover, error){
+		"join_token": newJoinToken,
+	}
+	attestors = map[string]func(*Config, config.Plugin) (workload.Attestor, error){
+		"unix": newUnix,
+	}
+)
+
+// New puts an agent together from a configuration with defaults set, such as
+// Load returns. It makes data_dir and reads the key manager's files, and starts
+// nothing.
+func New(c *Config, o Options) (*Agent, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	td, err := spiffeid.TrustDomainFromString(c.Agent.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("agent.trust_domain: %w", err)
+	}
+	serverID, err := spiffeid.FromPath(td, "/spire/server")
+	if err != nil {
+		return nil, fmt.Errorf("agent.trust_domain: %w", err)
+	}
+	if err := makeDataDir(c.Agent.DataDir); err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		config: c, log: o.Log, version: o.Version, serverID: serverID, ready: o.Ready, listener: o.Listener,
+		registry: telemetry.NewRegistry(), trust: &trust{td: td},
+	}
+	km, err := one(c, "KeyManager", keyManagers)
+	if err != nil {
+		return nil, err
+	}
+	if a.prover, err = one(c, "NodeAttestor", provers); err != nil {
+		return nil, err
+	}
+	for _, p := range c.Plugins.OfType("WorkloadAttestor") {
+		at, err := attestors[p.Name](c, p)
+		if err != nil {
+			return nil, p.Errorf("%w", err)
+		}
+		a.attestors = append(a.attestors, at)
+	}
+	a.identity = &identity{td: td, keys: km, path: a.file("agent-svid.json")}
+	a.state = &state{path: a.file("agent-state.pb"), withKeys: c.Agent.PersistSVIDs, log: o.Log}
+	keyType, err := keys.ParseType(c.Agent.WorkloadX509SVIDKeyType)
+	if err != nil {
+		return nil, fmt.Errorf("agent.workload_x509_svid_key_type: %w", err)
+	}
+	a.cache, err = cache.New(cache.Config{
+		TrustDomain: td, Minter: (*minter)(a), KeyType: keyType,
+		MaxX509SVIDs: c.Agent.X509SVIDCacheMaxSize, MaxJWTSVIDs: c.Agent.JWTSVIDCacheMaxSize,
+		Log: o.Log, Metrics: a.registry,
+	})
+	return a, err
+}
+
+// checkPlugins reports plugins that are unknown, missing or too many.
+func (c *Config) checkPlugins() error {
+	problems := []error{c.Plugins.Check(map[string][]string{
+		"KeyManager":       slices.Sorted(maps.Keys(keyManagers)),
+		"NodeAttestor":     slices.Sorted(maps.Keys(provers)),
+		"WorkloadAttestor": slices.Sorted(maps.Keys(attestors)),
+	})}
+	for _, kind := range []string{"KeyManager", "NodeAttestor"} {
+		if n := len(c.Plugins.OfType(kind)); n != 1 {
+			problems = append(problems, fmt.Errorf("plugins.%s: %d are configured; the agent needs exactly one", kind, n))
+		}
+	}
+	if len(c.Plugins.OfType("WorkloadAttestor")) == 0 {
+		problems = append(problems, errors.New(`plugins.WorkloadAttestor: none is configured; without one no workload can be recognised: add WorkloadAttestor "unix" {}`))
+	}
+	for _, p := range c.Plugins {
+		if p.Cmd != "" {
+			problems = append(problems, p.Errorf("plugin_cmd: external plugins are not supported by this version; use a built-in one"))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// one makes the one plugin of a kind, which checkPlugins has seen to.
+func one[T any](c *Config, kind string, constructors map[string]func(*Config, config.Plugin) (T, error)) (T, error) {
+	p := c.Plugins.OfType(kind)[0]
+	t, err := constructors[p.Name](c, p)
+	if err != nil {
+		return t, p.Errorf("%w", err)
+	}
+	return t, nil
+}
+
+func newDiskKeys(c *Config, p config.Plugin) (keys.Manager, error) {
+	data := struct {
+		// Directory holds keys.json; default data_dir.
+		Directory string `hcl:"directory"`
+	}{Directory: c.Agent.DataDir}
+	if err := p.Decode(&data); err != nil {
+		return nil, err
+	}
+	return diskkey.New(filepath.Join(data.Directory, "keys.json"))
+}
+
+func newJoinToken(c *Config, p config.Plugin) (node.Prover, error) {
+	if err := p.Decode(&struct{}{}); err != nil {
+		return nil, err
+	}
+	token := c.Agent.JoinToken
+	if c.Agent.JoinTokenFile != "" {
+		data, err := os.ReadFile(c.Agent.JoinTokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("agent.join_token_file: %w", err)
+		}
+		token = strings.TrimSpace(string(data))
+	}
+	return jointoken.NewProver(token)
+}
+
+func newUnix(_ *Config, p config.Plugin) (workload.Attestor, error) {
+	var data unix.Config
+	if err := p.Decode(&data); err != nil {
+		return nil, err
+	}
+	return unix.New(data)
+}

@@ -1,0 +1,224 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/credence-id/credence/pkg/agent/feed"
+	"github.com/credence-id/credence/pkg/telemetry"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMax   = 5 * time.Second
+)
+
+// Sentinel errors of Run, tested with errors.Is.
+var (
+	// ErrBanned is returned when the server has banned this agent.
+	ErrBanned = errors.New("the server has banned this agent; lift the ban with `credence-server agent evict` and attest again")
+	// ErrRefused is returned when the server refuses the attestation.
+	ErrRefused = errors.New("the server refuses this agent")
+)
+
+// errRenewed ends a session whose SVID has a successor.
+var errRenewed = errors.New("the agent's SVID was renewed")
+
+// fatalError ends Run; every other error is tried again.
+type fatalError struct{ error }
+
+func (e fatalError) Unwrap() error { return e.error }
+
+func fatal(err error) error { return fatalError{err} }
+
+// follow keeps the agent attested and its cache in sync until ctx ends or the
+// server refuses it for good.
+func (a *Agent) follow(ctx context.Context) error {
+	wait := backoffFirst
+	for {
+		start := time.Now()
+		err := a.session(ctx)
+		a.connected.Store(false)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, errRenewed) {
+			continue
+		}
+		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
+			return err
+		}
+		if time.Since(start) > backoffMax {
+			wait = backoffFirst // it worked for a while
+		}
+		pause := wait/2 + rand.N(wait)
+		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
+		a.setReason(err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		wait = min(wait*2, backoffMax)
+	}
+}
+
+// judge says what the end of a session means for what the agent holds.
+func (a *Agent) judge(ctx context.Context, err error) error {
+	reason, refused := refusal(err)
+	if !refused {
+		return err
+	}
+	switch reason {
+	case types.PermissionDeniedDetails_AGENT_BANNED:
+		a.cache.Wipe()
+		return fatal(errors.Join(ErrBanned, a.identity.forget(ctx), a.state.remove()))
+	case types.PermissionDeniedDetails_AGENT_NOT_ATTESTED:
+		a.cache.Wipe()
+		a.log.WarnContext(ctx, "the server has evicted this agent: attesting again")
+		if err := errors.Join(a.identity.forget(ctx), a.state.remove()); err != nil {
+			return fatal(err)
+		}
+	case types.PermissionDeniedDetails_AGENT_EXPIRED, types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
+		a.log.WarnContext(ctx, "the server wants this agent to attest again", telemetry.Reason, reason.String())
+		if err := a.identity.forget(ctx); err != nil {
+			return fatal(err)
+		}
+	case types.PermissionDeniedDetails_UNKNOWN:
+	}
+	return err
+}
+
+// refusal reads the reason of a PermissionDenied, where it has one.
+func refusal(err error) (types.PermissionDeniedDetails_Reason, bool) {
+	s, ok := status.FromError(err)
+	if !ok || s.Code() != codes.PermissionDenied {
+		return 0, false
+	}
+	for _, d := range s.Details() {
+		if p, ok := d.(*types.PermissionDeniedDetails); ok {
+			return p.GetReason(), true
+		}
+	}
+	return 0, false
+}
+
+// session attests if need be, connects, and follows the server until the
+// connection is lost or its SVID is renewed. It never returns nil.
+func (a *Agent) session(ctx context.Context) error {
+	if err := a.bootstrap(ctx); err != nil {
+		return err
+	}
+	if err := a.ensureAttested(ctx); err != nil {
+		return err
+	}
+	own := a.identity.current.Load()
+	l, err := a.dial(ctx, own)
+	if err != nil {
+		return err
+	}
+	a.replaceLink(ctx, l)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	renewed := make(chan struct{})
+	a.background.Go(func() {
+		defer close(renewed)
+		if err := a.renewOnTime(ctx, l, own); err != nil {
+			cancel(err)
+		}
+	})
+	err = a.followOn(ctx, l)
+	cancel(nil)
+	<-renewed
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// followOn follows the push stream, or polls a server that has none.
+func (a *Agent) followOn(ctx context.Context, l *link) error {
+	c := feed.Config{Conn: l.conn, Cache: (*sink)(a), Version: a.version, OnSynced: func() { a.synced(ctx) }}
+	err := feed.Follow(ctx, c)
+	if status.Code(err) == codes.Unimplemented {
+		a.log.InfoContext(ctx, "the server has no push stream: polling it as SPIRE's agents do")
+		err = feed.Poll(ctx, c)
+	}
+	return err
+}
+
+// renewOnTime waits for the SVID's half-life and gets the next one. It returns
+// errRenewed when there is one, or what only a new session can mend.
+func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
+	at, wait := own.renewAt, backoffFirst
+	for {
+		select {
+		case <-time.After(time.Until(at)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err := a.nextSVID(ctx, l, own)
+		if err == nil {
+			a.log.InfoContext(ctx, "renewed the agent's SVID", telemetry.NotAfter, a.identity.current.Load().notAfter())
+			return errRenewed
+		}
+		if _, refused := refusal(err); refused || ctx.Err() != nil {
+			return err
+		}
+		a.log.WarnContext(ctx, "renewing the agent's SVID", telemetry.Err, err, telemetry.NotAfter, own.notAfter())
+		at = time.Now().Add(wait/2 + rand.N(wait))
+		wait = min(wait*2, backoffMax)
+	}
+}
+
+func (a *Agent) nextSVID(ctx context.Context, l *link, own *nodeSVID) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if own.reattestable {
+		return a.attest(ctx)
+	}
+	return a.identity.renew(ctx, l.conn)
+}
+
+// ensureAttested attests when there is no SVID that could still be used.
+func (a *Agent) ensureAttested(ctx context.Context) error {
+	own := a.identity.current.Load()
+	if own != nil && time.Now().Before(own.notAfter()) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := a.attest(ctx)
+	if err == nil {
+		s := a.identity.current.Load()
+		a.log.InfoContext(ctx, "attested", telemetry.AgentID, s.ID, telemetry.AttestationType, a.prover.Name(), telemetry.NotAfter, s.notAfter())
+		return nil
+	}
+	if reason, refused := refusal(err); refused && reason == types.PermissionDeniedDetails_AGENT_BANNED {
+		return err // judged by the caller
+	}
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.InvalidArgument, codes.Unauthenticated, codes.FailedPrecondition, codes.NotFound:
+		return fatal(fmt.Errorf("%w: %w", ErrRefused, err))
+	}
+	if errors.Is(err, errUntrusted) && own == nil {
+		return fatal(err)
+	}
+	return err
+}
+
+func (a *Agent) attest(ctx context.Context) error {
+	l, err := a.dial(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer a.closing(ctx, l)
+	return a.identity.attest(ctx, l.conn, a.prover)
+}
