@@ -117,7 +117,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 
 	s.locks.close()
-	s.turns.close() // Waits for the Updates that have begun; the turn stays taken.
+	s.turns.close() // Waits for the Updates that have begun.
 	s.ring.end(store.ErrClosed)
 	s.readers.Wait()
 	s.metrics.unregister(s.cfg.Registerer)

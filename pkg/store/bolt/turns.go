@@ -18,9 +18,12 @@ type turns struct {
 	taken  bool            // guarded by mu
 	closed bool            // guarded by mu
 	queue  []chan struct{} // guarded by mu; first come, first served
+	free   chan struct{}   // closed when the turn is put down after close
 }
 
-func newTurns() *turns { return &turns{closing: make(chan struct{})} }
+func newTurns() *turns {
+	return &turns{closing: make(chan struct{}), free: make(chan struct{})}
+}
 
 // take waits for the turn. After an error the caller does not have it.
 func (t *turns) take(ctx context.Context) error {
@@ -87,24 +90,24 @@ func (t *turns) passLocked() bool {
 func (t *turns) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.passLocked() {
-		t.taken = false
+	if t.passLocked() {
+		return
+	}
+	t.taken = false
+	if t.closed {
+		close(t.free)
 	}
 }
 
-// close refuses new callers, sends those in the queue away, waits for the turn
-// and keeps it.
+// close refuses new callers, sends those in the queue away and waits until the
+// turn has been put down. It is called once.
 func (t *turns) close() {
 	t.mu.Lock()
 	t.closed = true
 	close(t.closing)
 	if !t.taken {
-		t.taken = true
-		t.mu.Unlock()
-		return
+		close(t.free)
 	}
-	mine := make(chan struct{})
-	t.queue = append(t.queue, mine)
 	t.mu.Unlock()
-	<-mine
+	<-t.free
 }
