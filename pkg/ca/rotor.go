@@ -1,0 +1,330 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/svid"
+)
+
+// maxSteps is how many steps may be due at once; more are a contradiction.
+const maxSteps = 16
+
+// Bounds of the wait after a failed step.
+const (
+	minRetry = 100 * time.Millisecond
+	maxRetry = 30 * time.Second
+)
+
+// errForeign is returned when the journal is not what this process left there.
+var errForeign = errors.New("journal was changed by someone else: is another server running with this server ID?")
+
+// errWithdrawn is returned when an authority to be activated is not in the
+// bundle any more.
+var errWithdrawn = errors.New("authority to be activated is not in the bundle")
+
+// rotor is the state machine of one kind of authority.
+type rotor struct {
+	family
+	cfg *Config
+	log *slog.Logger
+
+	// step is taken by one goroutine at a time. Issuing never takes it.
+	step sync.Mutex
+	// members is the journal as last committed or loaded; nil before the
+	// first load, and after a commit whose outcome is not known.
+	members []*member
+	loaded  bool
+	views   atomic.Pointer[[]View]
+
+	// seen guards bundle, sweepAt and, for writing, signer and missing. It is
+	// held for memory operations only.
+	seen    sync.Mutex
+	bundle  *registry.Bundle
+	sweepAt time.Time
+
+	// signer is what signs; nil before there is one. missing says that its
+	// public half is not in the newest bundle seen, so that it must not.
+	signer  atomic.Pointer[signer]
+	missing atomic.Bool
+	// due is when the next step is to be taken, in Unix nanoseconds, for those
+	// who issue to notice when the timer does not: a machine that slept.
+	due atomic.Int64
+	// wake holds at most one call to take a step now.
+	wake chan struct{}
+}
+
+func newRotor(f family, cfg *Config) *rotor {
+	return &rotor{family: f, cfg: cfg, log: cfg.Logger.With(keyKind, f.name()), wake: make(chan struct{}, 1)}
+}
+
+// poke makes run take a step soon.
+func (r *rotor) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// run takes steps on time until ctx ends. A failed one is tried again with
+// growing pauses, meanwhile the signer that is there goes on.
+func (r *rotor) run(ctx context.Context) error {
+	var failures int
+	for {
+		next, err := r.settle(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		wake, wait := r.wake, time.Until(next)
+		if err != nil {
+			wake, wait = nil, retryAfter(failures)
+			failures++
+			r.complain(err, wait)
+		} else {
+			failures = 0
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-wake:
+		}
+		timer.Stop()
+	}
+}
+
+func (r *rotor) complain(err error, wait time.Duration) {
+	level := slog.LevelWarn
+	if s := r.signer.Load(); s == nil || r.missing.Load() || !s.member.usable(time.Now()) {
+		level = slog.LevelError
+	}
+	r.log.Log(context.Background(), level, "authority: step not taken", keyErr, err, keyRetry, wait)
+}
+
+func retryAfter(failures int) time.Duration {
+	d := min(minRetry<<min(failures, 16), maxRetry)
+	return d/2 + rand.N(d/2) //nolint:gosec // jitter, not a secret
+}
+
+// settle takes every step that is due and returns when the next one is.
+func (r *rotor) settle(ctx context.Context) (time.Time, error) {
+	r.step.Lock()
+	defer r.step.Unlock()
+	for range maxSteps {
+		if !r.loaded {
+			if err := r.load(ctx); err != nil {
+				return time.Time{}, fmt.Errorf("loading the %s authorities: %w", r.name(), err)
+			}
+		}
+		now := time.Now()
+		p := r.plan(now)
+		if p.what == wait {
+			r.due.Store(p.at.UnixNano())
+			return p.at, nil
+		}
+		r.due.Store(now.UnixNano())
+		if err := r.take(ctx, now, p.what); err != nil {
+			r.loaded = false // whether it was committed is not known
+			return time.Time{}, fmt.Errorf("%s the %s authority: %w", p.what, r.name(), err)
+		}
+	}
+	return time.Time{}, fmt.Errorf("the %s authority does not settle: is something else removing it from the bundle?", r.name())
+}
+
+// action is one step of the state machine.
+type action int
+
+const (
+	wait action = iota
+	publish
+	prepare
+	activate
+	mark
+	prune
+)
+
+var actions = map[action]string{
+	wait: "waiting for", publish: "publishing", prepare: "preparing", activate: "activating", mark: "marking", prune: "pruning",
+}
+
+func (a action) String() string { return actions[a] }
+
+type plan struct {
+	what action
+	// at is when to plan again (wait).
+	at time.Time
+}
+
+// plan decides the next step.
+func (r *rotor) plan(now time.Time) plan {
+	act, prep := find(r.members, active), find(r.members, prepared)
+	ready := prep != nil && prep.usable(now) && prep.notAfter.Sub(now) >= r.required()
+	if !r.inBundle(act) || !r.inBundle(prep) {
+		return plan{what: publish}
+	}
+	if act == nil || !act.usable(now) {
+		return plan{what: pick(ready, activate, prepare)}
+	}
+	prepareAt, activateAt := r.schedule(act)
+	if !now.Before(activateAt) {
+		return plan{what: pick(ready, activate, prepare)}
+	}
+	if !now.Before(prepareAt) && !ready {
+		return plan{what: prepare}
+	}
+	next := activateAt
+	if !ready {
+		next = prepareAt
+	}
+	for _, m := range r.members {
+		if m.unrecorded() {
+			return plan{what: mark}
+		}
+		if m.state == old {
+			next = earliest(next, r.keepUntil(m))
+		}
+	}
+	next = earliest(next, r.sweepDue())
+	if !now.Before(next) {
+		return plan{what: prune}
+	}
+	return plan{what: wait, at: next}
+}
+
+func pick(ready bool, yes, no action) action {
+	if ready {
+		return yes
+	}
+	return no
+}
+
+// schedule is svid's, but early enough that the active authority always has the
+// required life left.
+func (r *rotor) schedule(m *member) (prepareAt, activateAt time.Time) {
+	prepareAt, activateAt = svid.PrepareAt(m.issuedAt, m.notAfter), svid.ActivateAt(m.issuedAt, m.notAfter)
+	return prepareAt, earliest(activateAt, m.notAfter.Add(-r.required()))
+}
+
+// take carries a step out.
+func (r *rotor) take(ctx context.Context, now time.Time, what action) error {
+	switch what {
+	case publish:
+		r.log.Warn("authority: not in the bundle, publishing it again", keyServer, r.cfg.ServerID)
+		return r.commit(ctx, change{to: r.members, now: now})
+	case prepare:
+		return r.prepare(ctx, now)
+	case activate:
+		return r.activate(ctx, now)
+	case mark:
+		return r.mark(ctx, now)
+	case prune:
+		return r.prune(ctx, now)
+	default:
+		return fmt.Errorf("no step %d", what)
+	}
+}
+
+// prepare makes a key and its public half, and publishes that.
+func (r *rotor) prepare(ctx context.Context, now time.Time) error {
+	slot := r.slots()[0]
+	if act := find(r.members, active); act != nil && act.key != nil && act.slot == slot {
+		slot = r.slots()[1]
+	}
+	key, err := r.cfg.Keys.Generate(ctx, slot, r.keyType())
+	if err != nil {
+		return fmt.Errorf("generating key %q: %w", slot, err)
+	}
+	m, err := r.create(now, key)
+	if err != nil {
+		return err
+	}
+	c := change{now: now, to: []*member{m}}
+	for _, o := range r.members {
+		switch {
+		case o.state == prepared: // never signed
+			c.drop = append(c.drop, o)
+		case o.state == active && !o.usable(now):
+			c.to = append(c.to, r.retire(o, now))
+		case o.state == active || o.state == old:
+			c.to = append(c.to, o)
+		}
+	}
+	r.bound(&c)
+	if err := r.commit(ctx, c); err != nil {
+		return err
+	}
+	r.log.Info("authority: prepared", keyAuthority, m.id, keySlot, m.slot, keyNotAfter, m.notAfter)
+	return nil
+}
+
+// bound keeps the bundle small when a server with keys in memory restarts again
+// and again.
+func (r *rotor) bound(c *change) {
+	for len(c.to) > r.most() {
+		first := olds(r.family, c.to)[0]
+		if c.now.Before(r.keepUntil(first)) {
+			r.log.Warn("authority: too many restarts in a short time, dropping an old key before its time: use a key manager that keeps keys",
+				keyAuthority, first.id)
+		}
+		c.remove(first)
+	}
+}
+
+// activate makes the prepared authority the one that signs. That it was in the
+// bundle before is checked by the commit.
+func (r *rotor) activate(ctx context.Context, now time.Time) error {
+	prep, prev := find(r.members, prepared), find(r.members, active)
+	next := prep.with(active)
+	c := change{now: now, check: next}
+	for _, m := range r.members {
+		switch m {
+		case prep:
+			m = next
+		case prev:
+			m = r.retire(prev, now)
+			m.key = nil
+		}
+		c.to = append(c.to, m)
+	}
+	if err := r.commit(ctx, c); err != nil {
+		return err
+	}
+	r.log.Info("authority: activated", keyAuthority, next.id, keySlot, next.slot, keyNotAfter, next.notAfter)
+	if prev != nil && prev.key != nil {
+		if err := r.cfg.Keys.Delete(ctx, prev.slot); err != nil {
+			r.log.Warn("authority: private key of the old authority is not deleted", keyErr, err, keySlot, prev.slot)
+		}
+	}
+	return nil
+}
+
+// mark journals how long what was signed lives.
+func (r *rotor) mark(ctx context.Context, now time.Time) error {
+	c := change{now: now}
+	for _, m := range r.members {
+		if m.unrecorded() {
+			m = r.family.mark(m)
+		}
+		c.to = append(c.to, m)
+	}
+	return r.commit(ctx, c)
+}
+
+// prune forgets what nothing depends on any more.
+func (r *rotor) prune(ctx context.Context, now time.Time) error {
+	c := change{now: now, sweep: true, to: r.members}
+	for _, m := range olds(r.family, r.members) {
+		if !now.Before(r.keepUntil(m)) {
+			c.remove(m)
+			r.log.Info("authority: pruned", keyAuthority, m.id, keyNotAfter, m.notAfter)
+		}
+	}
+	return r.commit(ctx, c)
+}
