@@ -1,0 +1,205 @@
+package entitle
+
+import (
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/pkg/attest"
+	"github.com/credence-id/credence/pkg/registry"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+)
+
+// relevant says whether the entry belongs into the graph.
+func (t *tables) relevant(e *registry.Entry) bool {
+	return e != nil && e.SPIFFEID.MemberOf(t.td) && e.ParentID.MemberOf(t.td)
+}
+
+func newGrant(e *registry.Entry) *grant {
+	gr := &grant{alias: e.IsAlias(), bucket: feedv1.Bucket(e.ID)}
+	gr.set(e)
+	return gr
+}
+
+// set gives the grant a version of its entry with the same edge.
+func (gr *grant) set(e *registry.Entry) {
+	gr.entry = e
+	gr.expires = !e.ExpiresAt.IsZero()
+	gr.sum = feedv1.Sum(e.ID, uint64(e.ModRevision))
+}
+
+// insert puts a grant into every table. No grant of its entry is in them.
+func (t *tables) insert(gr *grant) {
+	e := gr.entry
+	t.grants[e.ID] = gr
+	id := e.SPIFFEID.String()
+	if first := t.holders[id]; first != nil {
+		gr.next, first.prev = first, gr
+	}
+	t.holders[id] = gr
+	gr.below = t.families[id]
+	if gr.alias {
+		t.insertAlias(gr)
+		return
+	}
+	parent := e.ParentID.String()
+	f := t.families[parent]
+	if f == nil {
+		f = &family{parent: parent}
+		t.families[parent] = f
+		t.setBelow(parent, f)
+	}
+	gr.at = int32(len(f.members))
+	f.members = append(f.members, gr)
+}
+
+// remove takes a grant out of every table.
+func (t *tables) remove(gr *grant) {
+	e := gr.entry
+	delete(t.grants, e.ID)
+	id := e.SPIFFEID.String()
+	switch {
+	case gr.prev != nil:
+		gr.prev.next = gr.next
+	case gr.next != nil:
+		t.holders[id] = gr.next
+	default:
+		delete(t.holders, id)
+	}
+	if gr.next != nil {
+		gr.next.prev = gr.prev
+	}
+	gr.next, gr.prev, gr.below = nil, nil, nil
+	if gr.alias {
+		t.removeAlias(gr)
+		return
+	}
+	f := t.families[e.ParentID.String()]
+	last := len(f.members) - 1
+	f.members[gr.at] = f.members[last]
+	f.members[gr.at].at = gr.at
+	f.members[last] = nil
+	if f.members = f.members[:last]; last == 0 {
+		delete(t.families, f.parent)
+		t.setBelow(f.parent, nil)
+	}
+}
+
+// setBelow tells those who hold the SPIFFE ID what is below them.
+func (t *tables) setBelow(id string, f *family) {
+	for h := t.holders[id]; h != nil; h = h.next {
+		h.below = f
+	}
+}
+
+func (t *tables) insertAlias(gr *grant) {
+	al := &alias{grant: gr, agents: make(map[*agent]struct{})}
+	t.aliases[gr] = al
+	sel := gr.entry.Selectors
+	if len(sel) == 0 {
+		return // Matches nobody rather than everybody.
+	}
+	al.key = sel[0]
+	rarest := sel[0]
+	for _, s := range sel[1:] {
+		if len(t.aliasesBy[s]) < len(t.aliasesBy[al.key]) {
+			al.key = s
+		}
+		if len(t.agentsBy[s]) < len(t.agentsBy[rarest]) {
+			rarest = s
+		}
+	}
+	t.aliasesBy[al.key] = append(t.aliasesBy[al.key], al)
+	for _, a := range t.agentsBy[rarest] {
+		if a.now.Selectors.Contains(sel) {
+			al.join(a)
+		}
+	}
+}
+
+func (t *tables) removeAlias(gr *grant) {
+	al := t.aliases[gr]
+	delete(t.aliases, gr)
+	drop(t.aliasesBy, al.key, al)
+	for a := range al.agents {
+		i := slices.Index(a.aliases, al)
+		a.aliases = slices.Delete(a.aliases, i, i+1)
+	}
+}
+
+func (al *alias) join(a *agent) {
+	al.agents[a] = struct{}{}
+	al.ids = nil
+	a.aliases = append(a.aliases, al)
+}
+
+// agentIDs lists the agents that match the alias.
+func (al *alias) agentIDs() []spiffeid.ID {
+	if al.ids == nil {
+		al.ids = make([]spiffeid.ID, 0, len(al.agents))
+		for a := range al.agents {
+			al.ids = append(al.ids, a.id)
+		}
+	}
+	return al.ids
+}
+
+// drop removes x from the list under key, whose order does not matter.
+func drop[T comparable](lists map[attest.Selector][]T, key attest.Selector, x T) {
+	list := lists[key]
+	i := slices.Index(list, x)
+	if i < 0 {
+		return
+	}
+	last := len(list) - 1
+	list[i] = list[last]
+	clear(list[last:])
+	if list = list[:last]; last == 0 {
+		delete(lists, key)
+		return
+	}
+	lists[key] = list
+}
+
+// setAgent brings one agent up to date. It says whether what the agent may have
+// can have changed, other than by the expiry of its SVID.
+func (t *tables) setAgent(id spiffeid.ID, now *registry.Agent) bool {
+	if now != nil && (now.Banned || !id.MemberOf(t.td)) {
+		now = nil
+	}
+	old := t.agents[id.String()]
+	if old != nil && now != nil && old.now.Selectors.Equal(now.Selectors) {
+		old.now = now
+		return false
+	}
+	if old != nil {
+		t.removeAgent(old)
+	}
+	if now != nil {
+		t.insertAgent(&agent{id: id, now: now})
+	}
+	return old != nil || now != nil
+}
+
+func (t *tables) insertAgent(a *agent) {
+	t.agents[a.id.String()] = a
+	for _, s := range a.now.Selectors {
+		t.agentsBy[s] = append(t.agentsBy[s], a)
+		for _, al := range t.aliasesBy[s] {
+			if a.now.Selectors.Contains(al.grant.entry.Selectors) {
+				al.join(a)
+			}
+		}
+	}
+}
+
+func (t *tables) removeAgent(a *agent) {
+	delete(t.agents, a.id.String())
+	for _, s := range a.now.Selectors {
+		drop(t.agentsBy, s, a)
+	}
+	for _, al := range a.aliases {
+		delete(al.agents, a)
+		al.ids = nil
+	}
+}
