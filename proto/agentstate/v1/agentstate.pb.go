@@ -110,8 +110,8 @@ type X509SVID struct {
 	EntryId string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
 	// entry_revision is that of the EntryVersion it was minted for.
 	EntryRevision uint64 `protobuf:"varint,2,opt,name=entry_revision,json=entryRevision,proto3" json:"entry_revision,omitempty"`
-	// chain is DER, leaf first.
-	Chain [][]byte `protobuf:"bytes,3,rep,name=chain,proto3" json:"chain,omitempty"`
+	// chain is DER certificates, one after the other, leaf first.
+	Chain []byte `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`
 	// private_key is PKCS#8 DER.
 	PrivateKey []byte `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	// issued_at is when the agent got it, Unix milliseconds.
@@ -164,7 +164,7 @@ func (x *X509SVID) GetEntryRevision() uint64 {
 	return 0
 }
 
-func (x *X509SVID) GetChain() [][]byte {
+func (x *X509SVID) GetChain() []byte {
 	if x != nil {
 		return x.Chain
 	}
@@ -200,7 +200,7 @@ const file_proto_agentstate_v1_agentstate_proto_rawDesc = "" +
 	"\bX509SVID\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
 	"\x0eentry_revision\x18\x02 \x01(\x04R\rentryRevision\x12\x14\n" +
-	"\x05chain\x18\x03 \x03(\fR\x05chain\x12\x1f\n" +
+	"\x05chain\x18\x03 \x01(\fR\x05chain\x12\x1f\n" +
 	"\vprivate_key\x18\x04 \x01(\fR\n" +
 	"privateKey\x12\x1b\n" +
 	"\tissued_at\x18\x05 \x01(\x03R\bissuedAtBBZ@github.com/credence-id/credence/proto/agentstate/v1;agentstatev1b\x06proto3"
