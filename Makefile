@@ -1,7 +1,63 @@
 # `make` builds, lints and tests; `make check` is all that CI does.
-# Nothing is installed by hand: tools come from tools/go.mod.
+# Go, git, make and gcc are enough: the tools come from tools/go.mod.
 
-generate: ## regenerate proto/*.pb.go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME ?= 5s
+SOAKTIME ?= 10m
+TOOL     := go tool -modfile=tools/go.mod
+BUILD    := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X github.com/credence-id/credence/pkg/cli.version=$(VERSION)'
+
+all: build lint test
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/credence-server and bin/credence-agent
+	$(BUILD) -o bin/credence-server ./cmd/server
+	$(BUILD) -o bin/credence-agent ./cmd/agent
+
+run: build ## a server and an agent in one process, to try things out
+	@exec bin/credence-server dev
+
+test: ## all tests, with the race detector
+	go test -race -timeout 20m ./...
+
+lint: ## golangci-lint: .golangci.yml says what
+	$(TOOL) golangci-lint run ./...
+	cd tools && go tool golangci-lint run ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	tools/fuzz $(FUZZTIME)
+
+bench: ## the load harness; docs/performance.md has the results
+	go run ./test/bench all
+
+bench-once: ## each Go benchmark once, so that it lives
+	go test -short -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
+
+soak: ## long tests, then each fuzz target for SOAKTIME
+	SOAK=1 go test -race -count 1 -timeout 6h ./...
+	tools/fuzz $(SOAKTIME)
+
+generate: ## proto/*.pb.go from proto/*.proto
 	cd tools && go run ./protogen .. ..
 
-.PHONY: generate
+generate-check: ## generated code is current
+	tools/generate-check
+
+tidy-check: ## go.mod and go.sum are tidy
+	go mod tidy -diff
+	cd tools && go mod tidy -diff
+
+cross: ## builds for the other platforms
+	GOOS=linux GOARCH=amd64 CGO_ENABLED=0 go build ./...
+	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build ./cmd/...
+
+vuln: ## known vulnerabilities, where their database can be reached
+	tools/vuln
+
+check: build lint test generate-check tidy-check cross vuln bench-once fuzz ## everything CI does
+	@echo 'make check: all passed'
+
+.PHONY: all help build run test lint fuzz bench bench-once soak generate generate-check tidy-check cross vuln check

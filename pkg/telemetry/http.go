@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -53,7 +54,9 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 	l.log.Info("listener started", Name, l.name, Address, ln.Addr().String())
 
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { served <- srv.Serve(ln) })
 	select {
 	case err := <-served:
 		return fmt.Errorf("%s listener: %w", l.name, err)
