@@ -49,6 +49,9 @@ func (r Role) String() string {
 // Caller is who makes one call, as proven for that call.
 type Caller struct {
 	Roles Role
+	// Peer is where the call came from, for the audit log: "uid:0" on the
+	// local socket, else a network address.
+	Peer string
 	// ID is the SPIFFE ID of the verified client certificate; zero if there is
 	// none.
 	ID spiffeid.ID
@@ -63,6 +66,15 @@ type Caller struct {
 
 // Is says whether the caller has at least one of the roles.
 func (c Caller) Is(any Role) bool { return c.Roles&any != 0 }
+
+// String is the SPIFFE ID, or for a caller without one, where the call came
+// from.
+func (c Caller) String() string {
+	if c.ID.IsZero() {
+		return c.Peer
+	}
+	return c.ID.String()
+}
 
 // ErrDenied is what every [DeniedError] is.
 var ErrDenied = errors.New("permission denied")
