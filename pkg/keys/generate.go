@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"io"
 )
 
 // MaxID bounds a key's id, in bytes.
@@ -69,3 +70,24 @@ func TypeOf(pub crypto.PublicKey) (Type, error) {
 	}
 	return 0, fmt.Errorf("a key of type %T and its size is none of ec-p256, ec-p384, rsa-2048 and rsa-4096", pub)
 }
+
+// opaque signs with a key and shows nothing else of it.
+type opaque struct{ key crypto.Signer }
+
+// Opaque hides a private key behind its signing method, so that a type
+// assertion on a [Key]'s Signer cannot take it out.
+func Opaque(key crypto.Signer) crypto.Signer { return opaque{key} }
+
+// Public is the public half.
+func (o opaque) Public() crypto.PublicKey { return o.key.Public() }
+
+// Sign is the key's own.
+func (o opaque) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return o.key.Sign(rand, digest, opts)
+}
+
+// String and GoString keep a key that is printed by mistake out of the text.
+func (opaque) String() string { return "private key" }
+
+// GoString is String.
+func (opaque) GoString() string { return "private key" }

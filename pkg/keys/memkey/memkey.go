@@ -39,7 +39,7 @@ func (m *Manager) Generate(ctx context.Context, id string, t keys.Type) (keys.Ke
 	if err != nil {
 		return keys.Key{}, fmt.Errorf("generating key %q: %w", id, err)
 	}
-	k := keys.Key{ID: id, Type: t, Signer: signer}
+	k := keys.Key{ID: id, Type: t, Signer: keys.Opaque(signer)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.keys[id] = k
