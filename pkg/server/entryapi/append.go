@@ -40,9 +40,8 @@ const (
 )
 
 // appendEntry appends, as one element of the given repeated field, the encoded
-// form of the entry with the fields of the mask (nil: all) and its ID. A list of a thousand entries costs one
-// buffer this way, not ten thousand messages; the bytes are put where protobuf
-// keeps fields it does not know, and it writes those as they are.
+// form of the entry with the fields of the mask (nil: all) and its ID. A list
+// of a thousand entries costs one buffer this way, not ten thousand messages.
 func appendEntry(b []byte, field protowire.Number, e *registry.Entry, mask *types.EntryMask) []byte {
 	if mask == nil {
 		mask = allFields
@@ -139,6 +138,14 @@ func appendBool(b []byte, field protowire.Number, v bool) []byte {
 	}
 	b = protowire.AppendTag(b, field, protowire.VarintType)
 	return protowire.AppendVarint(b, 1)
+}
+
+// unix is 0 for the zero time.
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 func appendInt(b []byte, field protowire.Number, v int64) []byte {

@@ -2,6 +2,8 @@ package entryapi
 
 import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/credence-id/credence/pkg/registry"
 )
 
 // allFields is the mask that lets every field through; so does nil.
@@ -56,4 +58,21 @@ func overlay(to, from *types.Entry, mask *types.EntryMask) {
 	if mask.AdditionalAttributes {
 		to.AdditionalAttributes = from.AdditionalAttributes
 	}
+}
+
+// show is the entry with the fields of the mask (nil: all) and its ID.
+func show(e *registry.Entry, mask *types.EntryMask) *types.Entry {
+	all := e.ToWire()
+	if mask == nil {
+		return all
+	}
+	out := &types.Entry{Id: all.Id}
+	overlay(out, all, mask)
+	if mask.RevisionNumber {
+		out.RevisionNumber = all.RevisionNumber
+	}
+	if mask.CreatedAt {
+		out.CreatedAt = all.CreatedAt
+	}
+	return out
 }

@@ -10,7 +10,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/credence-id/credence/pkg/ca"
+	"github.com/credence-id/credence/pkg/policy"
+	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/svid"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -23,6 +27,15 @@ var kinds = []struct {
 }{
 	{context.Canceled, codes.Canceled, "the call was cancelled"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, "the call took longer than its deadline"},
+	{policy.ErrDenied, codes.PermissionDenied, ""},
+	{ca.ErrNotReady, codes.Unavailable, "the authority cannot sign now: try again"},
+	{svid.ErrInvalid, codes.InvalidArgument, ""},
+	{svid.ErrRefused, codes.InvalidArgument, ""},
+	{registry.ErrInvalid, codes.InvalidArgument, ""},
+	{registry.ErrNotFound, codes.NotFound, ""},
+	{registry.ErrExists, codes.AlreadyExists, ""},
+	{registry.ErrBanned, codes.PermissionDenied, ""},
+	{registry.ErrTokenRefused, codes.InvalidArgument, "join token does not exist or has already been used"},
 	{store.ErrUnavailable, codes.Unavailable, "the store is not available now: try again"},
 	{store.ErrClosed, codes.Unavailable, "the server is stopping: try again"},
 	{store.ErrLockLost, codes.Unavailable, "another server took this work over: try again"},
