@@ -1,0 +1,224 @@
+package agentapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/credence-id/credence/pkg/server/rpcerr"
+)
+
+// Index is the part of registry.Index that this package reads.
+type Index interface {
+	Agent(id spiffeid.ID) (*registry.Agent, bool)
+	// WaitFor blocks until the index has reached the revision.
+	WaitFor(ctx context.Context, rev store.Revision) error
+}
+
+// Records is the part of registry.Registry that the Authenticator uses.
+type Records interface {
+	LoadAgent(ctx context.Context, id spiffeid.ID) (*registry.Agent, error)
+	UpdateAgent(ctx context.Context, id spiffeid.ID, change func(*registry.Agent) error) (*registry.Agent, error)
+}
+
+// Authenticator decides whether an agent whose certificate was verified may act
+// now. All methods may be called concurrently, but for Apply, which has one
+// caller.
+type Authenticator struct {
+	index   Index
+	records Records
+
+	mu sync.Mutex
+	// guarded by mu:
+	holds map[spiffeid.ID]map[*hold]struct{}
+}
+
+// hold is one stream of an agent.
+type hold struct {
+	serial string
+	end    context.CancelCauseFunc
+}
+
+// NewAuthenticator returns an Authenticator over the index and, where that does
+// not suffice, the records in the store.
+func NewAuthenticator(index Index, records Records) *Authenticator {
+	return &Authenticator{index: index, records: records, holds: make(map[spiffeid.ID]map[*hold]struct{})}
+}
+
+// Authenticate says whether the agent may act with the SVID that has the serial
+// number (decimal) and ends at notAfter: the agent is attested, not banned, and
+// the SVID is the one it used last or the next one, whose first use makes it the
+// only one. It returns the agent's record. A refusal is PermissionDenied with
+// SPIRE's PermissionDeniedDetails.
+//
+// The index may be behind another server that let the agent in, so a refusal
+// is never given before the store itself was asked.
+func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, serial string, notAfter time.Time) (*registry.Agent, error) {
+	if time.Now().After(notAfter) {
+		return nil, errExpired(id)
+	}
+	agent, ok := a.index.Agent(id)
+	if !ok || agent.Banned || !agent.Accepts(serial) {
+		var err error
+		agent, err = a.records.LoadAgent(ctx, id)
+		if err := refusal(id, serial, agent, err); err != nil {
+			return nil, err
+		}
+	}
+	if serial != agent.NextSerial {
+		return agent, nil
+	}
+	return a.activate(ctx, id, serial)
+}
+
+// activate makes the next serial the only one. Calls that come together on a
+// new connection all get here, and all but one change nothing.
+func (a *Authenticator) activate(ctx context.Context, id spiffeid.ID, serial string) (*registry.Agent, error) {
+	agent, err := a.records.UpdateAgent(ctx, id, func(agent *registry.Agent) error {
+		agent.Used(serial)
+		return nil
+	})
+	if err := refusal(id, serial, agent, err); err != nil {
+		return nil, err
+	}
+	// Later calls on this server must find it done.
+	if err := a.index.WaitFor(ctx, agent.ModRevision); err != nil {
+		return nil, fmt.Errorf("waiting for the agent's new serial number: %w", err)
+	}
+	return agent, nil
+}
+
+// refusal turns what was read, or why it could not be, into the reason why the
+// agent may not act, if there is one.
+func refusal(id spiffeid.ID, serial string, agent *registry.Agent, err error) error {
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return errNotAttested(id)
+	case errors.Is(err, registry.ErrBanned):
+		return errBanned(id)
+	case err != nil:
+		return err
+	case agent.Banned:
+		return errBanned(id)
+	case !agent.Accepts(serial):
+		return errNotActive(id, serial)
+	}
+	return nil
+}
+
+// Hold authenticates the agent for the life of a stream. The context it returns
+// ends, with the refusal as its cause, at notAfter, and when a commit bans or
+// removes the agent or ends the serial number.
+// Whoever sends to the agent looks at the context before each message. release
+// is called when the stream is over.
+func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, serial string, notAfter time.Time) (_ context.Context, release func(), err error) {
+	agent, err := a.Authenticate(ctx, id, serial, notAfter)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Commits from before the record that let the agent in say nothing of it.
+	if err := a.index.WaitFor(ctx, agent.ModRevision); err != nil {
+		return nil, nil, fmt.Errorf("waiting for the agent's record: %w", err)
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithDeadlineCause(ctx, notAfter, errExpired(id))
+	h := &hold{serial: serial, end: end}
+	a.add(id, h)
+	release = func() {
+		a.remove(id, h)
+		end(nil)
+		cancel()
+	}
+	// Commits that were applied before the hold was there are in the index.
+	agent, ok := a.index.Agent(id)
+	if !ok {
+		err = registry.ErrNotFound
+	}
+	if err := refusal(id, h.serial, agent, err); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return ctx, release, nil
+}
+
+func (a *Authenticator) add(id spiffeid.ID, h *hold) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.holds[id] == nil {
+		a.holds[id] = make(map[*hold]struct{})
+	}
+	a.holds[id][h] = struct{}{}
+}
+
+func (a *Authenticator) remove(id spiffeid.ID, h *hold) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.holds[id], h)
+	if len(a.holds[id]) == 0 {
+		delete(a.holds, id)
+	}
+}
+
+// Apply ends the streams that the commit leaves without authority. It is called
+// by the follower of the log, for every commit, in order.
+func (a *Authenticator) Apply(c *registry.Commit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.Reset {
+		a.reset(c)
+		return
+	}
+	for _, change := range c.Agents {
+		a.judge(change.ID, change.Now)
+	}
+}
+
+// reset holds every stream against the whole content of the store. It is called
+// with mu held.
+func (a *Authenticator) reset(c *registry.Commit) {
+	now := make(map[spiffeid.ID]*registry.Agent, len(a.holds))
+	for _, change := range c.Agents {
+		if a.holds[change.ID] != nil {
+			now[change.ID] = change.Now
+		}
+	}
+	for id := range a.holds {
+		a.judge(id, now[id])
+	}
+}
+
+// judge is called with mu held.
+func (a *Authenticator) judge(id spiffeid.ID, now *registry.Agent) {
+	var err error
+	if now == nil {
+		err = registry.ErrNotFound
+	}
+	for h := range a.holds[id] {
+		if err := refusal(id, h.serial, now, err); err != nil {
+			h.end(err)
+		}
+	}
+}
+
+func errExpired(id spiffeid.ID) error {
+	return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_EXPIRED, "agent %q SVID is expired", id)
+}
+
+func errNotAttested(id spiffeid.ID) error {
+	return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED, "agent %q is not attested", id)
+}
+
+func errBanned(id spiffeid.ID) error {
+	return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_BANNED, "agent %q is banned", id)
+}
+
+func errNotActive(id spiffeid.ID, serial string) error {
+	return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, "agent %q: the SVID with serial number %s is not active", id, serial)
+}
