@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
@@ -52,18 +53,23 @@ func NewAuthenticator(index Index, records Records) *Authenticator {
 	return &Authenticator{index: index, records: records, holds: make(map[spiffeid.ID]map[*hold]struct{})}
 }
 
-// Authenticate says whether the agent may act with the SVID that has the serial
-// number (decimal) and ends at notAfter: the agent is attested, not banned, and
-// the SVID is the one it used last or the next one, whose first use makes it the
-// only one. It returns the agent's record. A refusal is PermissionDenied with
+// Authenticate says whether the agent may act with the certificate: it is
+// attested, not banned, and the certificate is the one it used last or the next
+// one, whose first use makes it the only one. A refusal is PermissionDenied with
 // SPIRE's PermissionDeniedDetails.
 //
 // The index may be behind another server that let the agent in, so a refusal
 // is never given before the store itself was asked.
-func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, serial string, notAfter time.Time) (*registry.Agent, error) {
-	if time.Now().After(notAfter) {
+func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) error {
+	_, err := a.authenticate(ctx, id, cert)
+	return err
+}
+
+func (a *Authenticator) authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (*registry.Agent, error) {
+	if time.Now().After(cert.NotAfter) {
 		return nil, errExpired(id)
 	}
+	serial := cert.SerialNumber.String()
 	agent, ok := a.index.Agent(id)
 	if !ok || agent.Banned || !agent.Accepts(serial) {
 		var err error
@@ -114,12 +120,12 @@ func refusal(id spiffeid.ID, serial string, agent *registry.Agent, err error) er
 }
 
 // Hold authenticates the agent for the life of a stream. The context it returns
-// ends, with the refusal as its cause, at notAfter, and when a commit bans or
-// removes the agent or ends the serial number.
+// ends, with the refusal as its cause, at the certificate's NotAfter, and when a
+// commit bans or removes the agent or ends the certificate's serial number.
 // Whoever sends to the agent looks at the context before each message. release
 // is called when the stream is over.
-func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, serial string, notAfter time.Time) (_ context.Context, release func(), err error) {
-	agent, err := a.Authenticate(ctx, id, serial, notAfter)
+func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (_ context.Context, release func(), err error) {
+	agent, err := a.authenticate(ctx, id, cert)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,8 +134,8 @@ func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, serial string,
 		return nil, nil, fmt.Errorf("waiting for the agent's record: %w", err)
 	}
 	ctx, end := context.WithCancelCause(ctx)
-	ctx, cancel := context.WithDeadlineCause(ctx, notAfter, errExpired(id))
-	h := &hold{serial: serial, end: end}
+	ctx, cancel := context.WithDeadlineCause(ctx, cert.NotAfter, errExpired(id))
+	h := &hold{serial: cert.SerialNumber.String(), end: end}
 	a.add(id, h)
 	release = func() {
 		a.remove(id, h)
