@@ -43,7 +43,8 @@ func (a *Agent) Used(serial string) bool {
 // the agent: the same key may come again until the token expires, another key
 // never. Refusals are ErrTokenUnknown, ErrTokenExpired and ErrTokenUsed, all of
 // them ErrTokenRefused. A banned agent gets ErrBanned. Nothing is written then.
-// AttestedAt and AliasEntryID are set here.
+// AttestedAt and AliasEntryID are set here. An agent that attests again keeps the
+// serial numbers it has, unless it is given one.
 func (r *Registry) AttestAgent(ctx context.Context, agent *Agent, token string, publicKey []byte) (*Agent, error) {
 	now := time.Now().UTC().Truncate(time.Second)
 	if token != "" && len(publicKey) == 0 {
@@ -84,6 +85,10 @@ func (r *Registry) attest(tx store.RWTx, a *Agent, token string, publicKey []byt
 	}
 	if token == "" {
 		a.AliasEntryID = before.AliasEntryID
+	}
+	if a.Serial == "" {
+		a.Serial, a.NotAfter = before.Serial, before.NotAfter
+		a.NextSerial, a.NextNotAfter = before.NextSerial, before.NextNotAfter
 	}
 	if before.AliasEntryID != a.AliasEntryID {
 		if err := r.deleteAlias(tx, before.AliasEntryID, a.ID); err != nil {
