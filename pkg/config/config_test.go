@@ -215,6 +215,8 @@ func TestParseErrors(t *testing.T) {
 	tests := []struct{ name, in, want string }{
 		{"unclosed section", "server {\n", "f.conf:2: object expected closing RBRACE got: EOF"},
 		{"unquoted value", "server {\n log_level = " + secret + "\n}", "f.conf:2: expected a value: text in double quotes, a number, true, false, [ or {"},
+		{"forgotten equals sign", "server {\n join_token \"" + secret + "\"\n}", "f.conf:3: expected = or { after a key"},
+		{"unquoted in a list", "a = [" + secret + "]", "f.conf:1: unexpected token while parsing list: IDENT"},
 		{"argument twice", "a = 1\na = 2\n", `f.conf: The argument "a" at 2:1 was already set. Each argument can only be defined once`},
 		{"unclosed JSON", "{\n\"server\": {\n", "f.conf:2: file ends too early: a closing brace or bracket is missing"},
 		{"bad JSON", "{\n\"server\" 1}", "f.conf:2: invalid character '1' after object key"},

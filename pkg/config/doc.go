@@ -9,5 +9,6 @@
 //
 // Read [Load] first, then [File.Decode] and [Plugins]. The invariant: all
 // problems of a file are reported together, no input makes the parser panic,
-// and no error repeats a text value, which may be a secret.
+// and no error repeats a text value, which may be a secret (what a field's own
+// UnmarshalText says is up to that type).
 package config

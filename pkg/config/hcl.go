@@ -37,8 +37,11 @@ func syntaxError(err error) error {
 		return err
 	}
 	msg := at.Err.Error()
-	if strings.HasPrefix(msg, "Unknown token") { // It repeats the token, which may be a secret.
+	switch { // Two messages repeat what stands there, which may be a secret.
+	case strings.HasPrefix(msg, "Unknown token"):
 		msg = `expected a value: text in double quotes, a number, true, false, [ or {`
+	case strings.HasPrefix(msg, "key '"):
+		msg = "expected = or { after a key"
 	}
 	return &lineError{line: at.Pos.Line, msg: msg}
 }

@@ -189,9 +189,11 @@ func TestAgentBinaryStaysSmall(t *testing.T) {
 	}
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/agent")
 	cmd.Dir = filepath.FromSlash(root)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go list: %v", err)
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
 	}
 	for dep := range strings.FieldsSeq(string(out)) {
 		if under(dep, unwanted...) {
