@@ -173,9 +173,11 @@ func (a *Agent) Healthy(context.Context) error {
 	return errors.New("not in sync with the server yet")
 }
 
-func (a *Agent) setReason(err error) {
+// away is told why there is no connection.
+func (a *Agent) away(err error) {
 	text := err.Error()
 	a.reason.Store(&text)
+	a.cache.Away(err)
 }
 
 // synced is told each time the cache has caught up.

@@ -59,7 +59,7 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 		pause := wait/2 + rand.N(wait)
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
-		a.setReason(err)
+		a.away(err)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

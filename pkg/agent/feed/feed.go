@@ -16,10 +16,9 @@ type Cache interface {
 	Open() *feedv1.Open
 	// Apply takes one Delta.
 	Apply(*feedv1.Delta) error
-	// Synced is told where the server stands. It returns ErrDiverged
-	// (wrapped) when the digest is not that of what is held, and has then
-	// forgotten everything it will not vouch for, so that the next Open is
-	// empty.
+	// Synced is told where the server stands; a server that keeps no digest
+	// leaves it empty. It returns ErrDiverged (wrapped) when the digest is not
+	// that of what is held; the next Open is then empty.
 	Synced(*feedv1.Synced) error
 }
 

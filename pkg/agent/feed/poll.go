@@ -77,7 +77,11 @@ func (p *poller) round(ctx context.Context) error {
 	if delta == nil {
 		return nil
 	}
-	return p.cache.Apply(delta)
+	if err := p.cache.Apply(delta); err != nil {
+		return err
+	}
+	// SPIRE's API has no digest to compare with.
+	return p.cache.Synced(&feedv1.Synced{Revision: delta.GetRevision()})
 }
 
 // sync returns every entry the agent is authorized for, asking in full only

@@ -1,0 +1,48 @@
+// Command server is credence-server: the control plane, and the command line
+// of its operators.
+//
+// It holds no logic of its own: each file is one verb or one noun's verbs,
+// which read flags and call package server, or a public API of a running
+// server over its admin socket. Read run.go first, then entry.go.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/credence-id/credence/pkg/cli"
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	exit := cli.Run(ctx, root(cli.Self()), os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	stop()
+	os.Exit(exit)
+}
+
+func root(p cli.Persona) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   p.Program("server"),
+		Short: "Issues identities to workloads: the certificate authority and the registry",
+	}
+	cmd.AddCommand(
+		runCommand(p), validateCommand(p), healthcheckCommand(p),
+		noun("entry", "Say who may be whom", entryCreate(p), entryShow(p), entryUpdate(p), entryDelete(p), entryCount(p)),
+		noun("agent", "See and manage attested agents", agentList(p), agentShow(p), agentBan(p), agentEvict(p), agentCount(p)),
+		noun("token", "Let an agent in", tokenGenerate(p)),
+		noun("bundle", "See what verifies the identities issued here", bundleShow(p)),
+		noun("x509", "Mint X509-SVIDs by hand", x509Mint(p)),
+		noun("jwt", "Mint JWT-SVIDs by hand", jwtMint(p)),
+	)
+	addDev(cmd, p)
+	return cmd
+}
+
+func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short}
+	cmd.AddCommand(verbs...)
+	return cmd
+}
