@@ -67,9 +67,6 @@ func newRecorder(t *tables) *recorder {
 	return &recorder{tables: t, open: make(map[string]*reach)}
 }
 
-// settle is called when lists of agents may become stale.
-func (r *recorder) settle() { clear(r.open) }
-
 func (r *recorder) touched() Touched {
 	for _, x := range r.order {
 		if len(x.entries) == 0 {
@@ -200,14 +197,15 @@ func (t *tables) cut(rec *recorder, gr *grant) {
 // SPIFFE ID, if somebody asked for them or can have passed by.
 func (r *recorder) moved(gr *grant) {
 	id := gr.entry.SPIFFEID.String()
-	if _, asked := r.open[id]; asked || r.families[id] != nil || gr.alias {
-		r.settle()
+	if _, asked := r.open[id]; asked || r.families[id] != nil {
+		clear(r.open)
 	}
 }
 
+// applyAgent comes after every applyEntry of a commit: what was collected for
+// the agents before need not know of this one, all of whose entries are touched.
 func (t *tables) applyAgent(rec *recorder, ch registry.AgentChange) {
 	if t.setAgent(ch.ID, ch.Now) {
-		rec.settle()
 		rec.out.Whole = append(rec.out.Whole, ch.ID)
 	}
 }
