@@ -1,6 +1,8 @@
 package entitle
 
 import (
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -126,15 +128,35 @@ func (g *Graph) Apply(c *registry.Commit) Touched {
 // build makes tables of a commit that is the whole content.
 func build(td spiffeid.TrustDomain, c *registry.Commit) *tables {
 	t := newTables(td, len(c.Entries), len(c.Agents))
-	for _, ch := range c.Entries {
-		if t.relevant(ch.Now) {
-			t.insert(newGrant(ch.Now))
+	for _, gr := range t.grantsOf(c.Entries) {
+		if gr != nil {
+			t.insert(gr)
 		}
 	}
 	for _, ch := range c.Agents {
 		t.setAgent(ch.ID, ch.Now)
 	}
 	return t
+}
+
+// grantsOf makes grants, nil for what is not relevant, on all processors: their
+// sums are the dearer part of a start.
+func (t *tables) grantsOf(entries []registry.EntryChange) []*grant {
+	grants := make([]*grant, len(entries))
+	var wg sync.WaitGroup
+	for chunk := range slices.Chunk(grants, len(grants)/runtime.GOMAXPROCS(0)+1) {
+		from := entries
+		entries = entries[len(chunk):]
+		wg.Go(func() {
+			for i := range chunk {
+				if e := from[i].Now; t.relevant(e) {
+					chunk[i] = newGrant(e)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return grants
 }
 
 // Snapshot is what an agent may have at one revision.
