@@ -93,11 +93,12 @@ func Load(path string, expandEnv bool) (*Config, error) {
 	if err := f.Decode(c); err != nil {
 		return nil, err
 	}
-	c.setDefaults()
+	c.SetDefaults()
 	return c, nil
 }
 
-func (c *Config) setDefaults() {
+// SetDefaults fills in what was left out, as Load does.
+func (c *Config) SetDefaults() {
 	s := &c.Agent
 	s.ServerPort = cmp.Or(s.ServerPort, defaultServerPort)
 	s.TrustBundleFormat = cmp.Or(s.TrustBundleFormat, formatPEM)
