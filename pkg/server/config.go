@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
+	"github.com/credence-id/credence/pkg/cli"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -52,9 +51,8 @@ type Settings struct {
 	BindAddress string `hcl:"bind_address"`
 	// BindPort is its TCP port; default 8081.
 	BindPort int `hcl:"bind_port"`
-	// SocketPath is the local admin's Unix socket; default
-	// /run/credence/server/private/api.sock, or the same below
-	// $XDG_RUNTIME_DIR for users other than root.
+	// SocketPath is the local admin's Unix socket; default as in
+	// cli.Persona.ServerSocket: /run/credence/server/private/api.sock.
 	SocketPath string `hcl:"socket_path"`
 	// TLSMinVersion is the least TLS version of the TLS listener, "1.2" or
 	// "1.3"; default 1.3.
@@ -180,21 +178,11 @@ func Load(path string, expandEnv bool) (*Config, error) {
 	return &c, nil
 }
 
-// DefaultSocketPath is where the local admin's socket is when socket_path is
-// not set.
-func DefaultSocketPath() string {
-	base := "/run"
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
-		base = dir
-	}
-	return filepath.Join(base, "credence", "server", "private", "api.sock")
-}
-
 // withDefaults returns a copy of s whose unset fields are filled in.
 func (s Settings) withDefaults() Settings {
 	s.BindAddress = cmp.Or(s.BindAddress, defaultBindAddress)
 	s.BindPort = cmp.Or(s.BindPort, defaultBindPort)
-	s.SocketPath = cmp.Or(s.SocketPath, DefaultSocketPath())
+	s.SocketPath = cmp.Or(s.SocketPath, cli.Self().ServerSocket())
 	s.TLSMinVersion = cmp.Or(s.TLSMinVersion, defaultTLSMin)
 	s.CATTL = cmp.Or(s.CATTL, defaultCATTL)
 	s.CAKeyType = cmp.Or(s.CAKeyType, defaultKeyType)

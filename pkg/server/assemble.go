@@ -1,0 +1,294 @@
+package server
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/audit"
+	"github.com/credence-id/credence/pkg/ca"
+	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/entitle"
+	"github.com/credence-id/credence/pkg/keys"
+	"github.com/credence-id/credence/pkg/keys/diskkey"
+	"github.com/credence-id/credence/pkg/keys/memkey"
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/server/agentapi"
+	"github.com/credence-id/credence/pkg/server/bundleapi"
+	"github.com/credence-id/credence/pkg/server/entryapi"
+	"github.com/credence-id/credence/pkg/server/feedapi"
+	"github.com/credence-id/credence/pkg/server/healthapi"
+	"github.com/credence-id/credence/pkg/server/svidapi"
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/bolt"
+	"github.com/credence-id/credence/pkg/telemetry"
+)
+
+// What a configured name stands for is said here and nowhere else.
+var (
+	dataStores = map[string]func(config.Plugin, Settings, *choice) (openStore, error){
+		"bolt": chooseBolt,
+		"sql":  chooseSQL,
+	}
+	keyManagers = map[string]func(config.Plugin, Settings, *choice) (openKeys, error){
+		"disk":   chooseDisk,
+		"memory": chooseMemory,
+	}
+	// nodeAttestors are all in use, whether the file names them or not, as in
+	// SPIRE: a join token lets nobody in that an operator did not ask for.
+	nodeAttestors = map[string]func() node.Verifier{}
+)
+
+// builtins are the names of the maps above, for the check of the section
+// plugins.
+func builtins() map[string][]string {
+	names := map[string][]string{typeDataStore: nil, typeKeyManager: nil, typeNodeAttestor: nil}
+	for name := range dataStores {
+		names[typeDataStore] = append(names[typeDataStore], name)
+	}
+	for name := range keyManagers {
+		names[typeKeyManager] = append(names[typeKeyManager], name)
+	}
+	for name := range nodeAttestors {
+		names[typeNodeAttestor] = append(names[typeNodeAttestor], name)
+	}
+	return names
+}
+
+// storeEnv is what a store is given beside its own configuration.
+type storeEnv struct {
+	log *slog.Logger
+	reg prometheus.Registerer
+}
+
+// openStore and openKeys open what the file asks for. The directory data_dir is
+// there when they are called.
+type (
+	openStore func(ctx context.Context, env storeEnv) (store.Store, error)
+	openKeys  func(ctx context.Context) (keys.Manager, error)
+)
+
+func openBolt(cfg bolt.Config) openStore {
+	return func(_ context.Context, env storeEnv) (store.Store, error) {
+		cfg.Logger, cfg.Registerer = env.log, env.reg
+		s, err := bolt.Open(cfg)
+		if err != nil {
+			return nil, fmt.Errorf("plugins.DataStore: %w", err)
+		}
+		return s, nil
+	}
+}
+
+func chooseDisk(p config.Plugin, s Settings, _ *choice) (openKeys, error) {
+	var d struct {
+		// KeysPath is the file; default keys.json in data_dir.
+		KeysPath string `hcl:"keys_path"`
+	}
+	if err := p.Decode(&d); err != nil {
+		return nil, err
+	}
+	if d.KeysPath == "" {
+		d.KeysPath = filepath.Join(s.DataDir, "keys.json")
+	}
+	return func(context.Context) (keys.Manager, error) {
+		m, err := diskkey.New(d.KeysPath)
+		if err != nil {
+			return nil, p.Errorf("%w", err)
+		}
+		return m, nil
+	}, nil
+}
+
+func chooseMemory(p config.Plugin, _ Settings, _ *choice) (openKeys, error) {
+	if err := p.Decode(&struct{}{}); err != nil {
+		return nil, err
+	}
+	return func(context.Context) (keys.Manager, error) { return memkey.New(), nil }, nil
+}
+
+// control is the parts of one server, put together. Nothing runs yet.
+type control struct {
+	settings Settings
+	log      *slog.Logger
+	metrics  *prometheus.Registry
+
+	store     store.Store
+	registry  *registry.Registry
+	index     *registry.Index
+	graph     *entitle.Graph
+	authority *ca.Authority
+	roots     *roots
+	svid      *ownSVID
+	agents    *agentapi.Authenticator
+
+	attest *agentapi.Service
+	entry  *entryapi.Service
+	svids  *svidapi.Service
+	bundle *bundleapi.Service
+	hub    *feedapi.Hub
+	health *healthapi.Service
+	chain  *chain
+
+	listeners listeners
+	state     state
+}
+
+// assemble opens the store and the keys and builds everything on them. The
+// caller closes what it returns. The authority is ready when it returns, so that
+// signing needs to wait for nothing else.
+func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *control, err error) {
+	td, err := spiffeid.TrustDomainFromString(s.TrustDomain)
+	if err != nil {
+		return nil, keyError("server.trust_domain", "%w", err)
+	}
+	if err := prepareDataDir(s.DataDir); err != nil {
+		return nil, err
+	}
+	k := &control{settings: s, log: log, metrics: telemetry.NewRegistry()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.close())
+		}
+	}()
+	// 1. What remembers.
+	if k.store, err = c.store(ctx, storeEnv{log: log, reg: k.metrics}); err != nil {
+		return nil, err
+	}
+	serverID, err := loadServerID(s.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if k.registry, err = registry.New(ctx, registry.Config{Store: k.store, TrustDomain: td, Logger: log}); err != nil {
+		return nil, err
+	}
+	k.index, k.graph = registry.NewIndex(), entitle.New(td)
+	// 2. What signs.
+	if err := k.buildAuthority(ctx, td, serverID, c.keys); err != nil {
+		return nil, err
+	}
+	// 3. What answers.
+	if err := k.buildServices(td); err != nil {
+		return nil, err
+	}
+	log.InfoContext(ctx, "server is assembled", telemetry.TrustDomain, td.Name(), telemetry.ServerID, serverID,
+		telemetry.Engine, k.store.Info().Engine, telemetry.StoreID, k.store.Info().ID)
+	return k, nil
+}
+
+func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, serverID string, open openKeys) error {
+	manager, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	cfg := ca.Config{
+		TrustDomain: td,
+		ServerID:    serverID,
+		Registry:    k.registry,
+		Keys:        manager,
+		CATTL:       k.settings.CATTL,
+		X509SVIDTTL: k.settings.DefaultX509SVIDTTL,
+		JWTSVIDTTL:  k.settings.DefaultJWTSVIDTTL,
+		AgentTTL:    k.settings.AgentTTL,
+		JWTIssuer:   k.settings.JWTIssuer,
+		CASubject: pkix.Name{
+			Country:      k.settings.CASubject.Country,
+			Organization: k.settings.CASubject.Organization,
+			CommonName:   k.settings.CASubject.CommonName,
+		},
+		Logger:     k.log,
+		Registerer: k.metrics,
+	}
+	if cfg.CAKeyType, err = keys.ParseType(k.settings.CAKeyType); err != nil {
+		return keyError("server.ca_key_type", "%w", err)
+	}
+	if cfg.JWTKeyType, err = keys.ParseType(k.settings.JWTKeyType); err != nil {
+		return keyError("server.jwt_key_type", "%w", err)
+	}
+	if k.authority, err = ca.New(cfg); err != nil {
+		return err
+	}
+	if err := k.authority.Start(ctx); err != nil {
+		return err
+	}
+	bundle, err := k.registry.LoadBundle(ctx, td)
+	if err != nil {
+		return err
+	}
+	k.roots = &roots{td: td}
+	if err := k.roots.set(bundle); err != nil {
+		return err
+	}
+	k.svid = newOwnSVID(td, k.authority, k.log)
+	return k.svid.renew(ctx, time.Now())
+}
+
+func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
+	admins, err := k.settings.adminIDs()
+	if err != nil {
+		return keyError("server.admin_ids", "%w", err)
+	}
+	var record *audit.Log
+	if k.settings.AuditLogEnabled {
+		record = audit.New(k.log)
+	}
+	verifiers := make(map[string]node.Verifier, len(nodeAttestors))
+	for name, build := range nodeAttestors {
+		verifiers[name] = build()
+	}
+	k.agents = agentapi.NewAuthenticator(k.index, k.registry)
+	k.attest = agentapi.New(agentapi.Config{
+		TrustDomain: td, Registry: k.registry, Index: k.index, Issuer: k.authority,
+		Verifiers: verifiers, Fresh: k.fresh, Logger: k.log, Audit: record,
+	})
+	k.entry = entryapi.New(entryapi.Config{
+		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh,
+		Entitlements: k.graph, Logger: k.log, Audit: record,
+	})
+	k.svids = svidapi.New(svidapi.Config{
+		TrustDomain: td, Graph: k.graph, Issuer: k.authority, Logger: k.log, Audit: record,
+	})
+	k.bundle = bundleapi.New(bundleapi.Config{
+		TrustDomain: td, Own: k.roots.bundle, Federated: k.index.Bundle, Fresh: k.fresh,
+	})
+	k.health = healthapi.New(k.ready)
+	if k.hub, err = feedapi.New(feedapi.Config{
+		TrustDomain: td, Graph: k.graph, Index: k.index, Head: k.store.Head, SetVersion: k.setVersion,
+		Logger: k.log, Audit: record, Registerer: k.metrics,
+	}); err != nil {
+		return err
+	}
+	calls, err := newCallMetrics(k.metrics)
+	if err != nil {
+		return err
+	}
+	k.chain = &chain{metrics: calls, log: k.log, gate: &gate{
+		roots: k.roots, admins: admins, index: k.index, agents: k.agents, audit: record,
+	}}
+	return nil
+}
+
+// setVersion remembers which version an agent says it has.
+func (k *control) setVersion(ctx context.Context, agent spiffeid.ID, version string) error {
+	_, err := k.registry.UpdateAgent(ctx, agent, func(a *registry.Agent) error {
+		a.Version = version
+		return nil
+	})
+	return err
+}
+
+// close releases what assemble opened. It may be called for what is half built.
+func (k *control) close() error {
+	problem := k.listeners.closeAll()
+	if k.store != nil {
+		problem = errors.Join(problem, k.store.Close())
+	}
+	return problem
+}

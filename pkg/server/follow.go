@@ -1,0 +1,149 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/credence-id/credence/pkg/ca"
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/telemetry"
+)
+
+// state is what changes while a server runs, beside the tables.
+type state struct {
+	loaded   atomic.Bool // the first commit was applied
+	stopping atomic.Bool
+}
+
+// readyWait is how long a health check waits for the index.
+const readyWait = 2 * time.Second
+
+// follow applies the store's log to everything that is a view of it. A store
+// that cannot be read at the start ends the server; later it is tried again.
+func (k *control) follow(ctx context.Context) error {
+	var fatal error
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := retry(ctx, func(ctx context.Context) error {
+		err := k.registry.Follow(ctx, k.apply)
+		if err != nil && !k.state.loaded.Load() {
+			fatal = err
+			cancel()
+		}
+		return err
+	}, func(err error, pause time.Duration) {
+		k.log.ErrorContext(ctx, "the store cannot be followed, what is served may be old", telemetry.Err, err, telemetry.Retry, pause)
+		k.health.Changed()
+	})
+	if fatal != nil {
+		return fatal
+	}
+	return err
+}
+
+// apply brings every view to the commit's revision. The index comes after all
+// that is read by who waits for it, so that what it has reached, they have; the
+// feed comes last, because it reads them all.
+func (k *control) apply(c *registry.Commit) error {
+	begin := time.Now()
+	touched := k.graph.Apply(c)
+	k.agents.Apply(c)
+	k.applyBundles(c, begin)
+	k.index.Apply(c)
+	k.hub.Publish(c, touched)
+	if c.Reset {
+		k.log.Info("store is loaded", telemetry.Revision, uint64(c.Revision), telemetry.Count, len(c.Entries),
+			telemetry.Elapsed, time.Since(begin))
+	}
+	if !k.state.loaded.Swap(true) {
+		k.health.Changed()
+	}
+	return nil
+}
+
+// applyBundles tells those who depend on this trust domain's own bundle.
+func (k *control) applyBundles(c *registry.Commit, now time.Time) {
+	own := c.Reset // A whole content without the bundle says that it is gone.
+	var bundle *registry.Bundle
+	for _, ch := range c.Bundles {
+		if ch.TrustDomain == k.roots.td {
+			own, bundle = true, ch.Now
+		}
+	}
+	if !own {
+		return
+	}
+	k.authority.ObserveBundle(bundle)
+	if err := k.roots.set(bundle); err != nil {
+		k.log.Error("the trust bundle has an authority that cannot be used", telemetry.Err, err)
+	}
+	k.svid.observe(k.roots, now)
+}
+
+// fresh returns once this server has applied all that was committed, by
+// whomever, before the call.
+func (k *control) fresh(ctx context.Context) error {
+	head, err := k.store.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the store's head: %w", err)
+	}
+	waiting, cancel := context.WithTimeout(ctx, indexWait)
+	defer cancel()
+	err = k.index.WaitFor(waiting, head)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: this server is at revision %d of %d", store.ErrUnavailable, k.index.Revision(), head)
+	}
+	return err
+}
+
+// prune removes what has expired, on time.
+func (k *control) prune(ctx context.Context) error {
+	return retry(ctx, k.registry.Run, func(err error, pause time.Duration) {
+		k.log.ErrorContext(ctx, "what has expired cannot be removed now", telemetry.Err, err, telemetry.Retry, pause)
+	})
+}
+
+// live says whether the process should be left alone. What keeps it from
+// serving passes by itself or ends it.
+func (k *control) live(context.Context) error { return nil }
+
+// ready says whether the server can do its work now: the store is read and can
+// be, the authorities can sign, the server can show who it is.
+func (k *control) ready(ctx context.Context) error {
+	if k.state.stopping.Load() {
+		return errors.New("the server is stopping")
+	}
+	if !k.state.loaded.Load() {
+		return errors.New("the store is being read")
+	}
+	waiting, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	if err := k.fresh(waiting); err != nil {
+		return fmt.Errorf("the store cannot be read: %w", err)
+	}
+	now := time.Now()
+	if !signs(k.authority.X509State(), now) {
+		return errors.New("no X.509 authority can sign")
+	}
+	if !signs(k.authority.JWTState(), now) {
+		return errors.New("no JWT authority can sign")
+	}
+	if cert := k.svid.cert.Load(); cert == nil || !now.Before(cert.Leaf.NotAfter) {
+		return errors.New("the server's own X509-SVID has expired")
+	}
+	return nil
+}
+
+// signs says whether one of the authorities is active, with its key.
+func signs(authorities []ca.View, now time.Time) bool {
+	for _, a := range authorities {
+		if a.State == "active" && a.HasKey && now.Before(a.NotAfter) {
+			return true
+		}
+	}
+	return false
+}

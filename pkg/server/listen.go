@@ -1,0 +1,71 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"syscall"
+
+	"github.com/credence-id/credence/pkg/unixsock"
+)
+
+// Permissions of the local admin's socket and of the directories made for it.
+// Whoever may connect is the admin.
+const (
+	adminSocketPerm = 0o770
+	adminDirPerm    = 0o750
+)
+
+// listeners are the two that the server is reached by.
+type listeners struct {
+	tcp   net.Listener
+	admin net.Listener
+}
+
+// listen opens what the Config did not bring along.
+func (c *Config) listen(ctx context.Context, s Settings) (l listeners, err error) {
+	l = listeners{tcp: c.Listener, admin: c.AdminListener}
+	if l.tcp == nil {
+		if l.tcp, err = listenTCP(ctx, s); err != nil {
+			return listeners{}, err
+		}
+	}
+	if l.admin == nil {
+		if l.admin, err = unixsock.Listen(ctx, s.SocketPath, adminSocketPerm, adminDirPerm); err != nil {
+			return listeners{}, errors.Join(keyError("server.socket_path", "%w", err), l.tcp.Close())
+		}
+	}
+	return l, nil
+}
+
+func listenTCP(ctx context.Context, s Settings) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", s.address())
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, keyError("server.bind_port", "port %d is in use at %s: stop the other process, or choose another port", s.BindPort, s.BindAddress)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, keyError("server.bind_port", "port %d needs rights that this process does not have: %w: choose a port above 1023", s.BindPort, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, keyError("server.bind_address", "%s is not an address of this machine", s.BindAddress)
+	case err != nil:
+		return nil, keyError("server.bind_address", "%w", err)
+	}
+	return l, nil
+}
+
+// closeAll closes both. Those that a server has served are closed already.
+func (l listeners) closeAll() error {
+	var problems []error
+	for _, x := range []net.Listener{l.tcp, l.admin} {
+		if x == nil {
+			continue
+		}
+		if err := x.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			problems = append(problems, fmt.Errorf("closing the listener at %s: %w", x.Addr(), err))
+		}
+	}
+	return errors.Join(problems...)
+}

@@ -1,0 +1,109 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/credentials"
+)
+
+// client is what is known of the peer of a TLS connection. Its certificate was
+// verified in the handshake, and is again whenever the bundle has changed: what
+// was true then says nothing about now.
+type client struct {
+	credentials.TLSInfo
+	chain []*x509.Certificate // empty: no certificate was shown
+	last  atomic.Pointer[verified]
+}
+
+// AuthType is gRPC's name for the kind of AuthInfo.
+func (*client) AuthType() string { return "spiffe" }
+
+// identify returns the SPIFFE ID of the peer's certificate as the bundle says
+// now; the chain must not be empty.
+func (c *client) identify(r *roots, now time.Time) (spiffeid.ID, error) {
+	if v := c.last.Load(); v != nil && v.bundle == r.now.Load() && now.Before(v.until) {
+		return v.id, nil
+	}
+	v, err := r.verify(c.chain, now)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	c.last.Store(v)
+	return v.id, nil
+}
+
+// tlsCredentials are gRPC's for the TLS listener. They make a client of every
+// connection.
+type tlsCredentials struct {
+	credentials.TransportCredentials
+}
+
+func newTLSCredentials(cfg *tls.Config) credentials.TransportCredentials {
+	return tlsCredentials{credentials.NewTLS(cfg)}
+}
+
+// ServerHandshake is TLS's.
+func (t tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := t.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	if !ok {
+		return nil, nil, fmt.Errorf("TLS handshake gave a %T", info)
+	}
+	return conn, &client{TLSInfo: tlsInfo, chain: tlsInfo.State.PeerCertificates}, nil
+}
+
+// Clone is required by the interface.
+func (t tlsCredentials) Clone() credentials.TransportCredentials {
+	return tlsCredentials{t.TransportCredentials.Clone()}
+}
+
+// local is what is known of the peer of a connection to the admin's socket:
+// that the file system let it in.
+type local struct {
+	credentials.CommonAuthInfo
+	// uid and pid of the process that connected, or -1 where the system does
+	// not tell. They are for the audit log alone.
+	uid, pid int
+}
+
+// AuthType is gRPC's name for the kind of AuthInfo.
+func (*local) AuthType() string { return "local" }
+
+// localCredentials are gRPC's for the admin's socket: plain text.
+type localCredentials struct{}
+
+// ServerHandshake says who connected.
+func (localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	uid, pid := peerOf(conn)
+	return conn, &local{
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+		uid:            uid,
+		pid:            pid,
+	}, nil
+}
+
+// ClientHandshake is required by the interface.
+func (localCredentials) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, &local{uid: -1, pid: -1}, nil
+}
+
+// Info is required by the interface.
+func (localCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "local"}
+}
+
+// Clone is required by the interface.
+func (c localCredentials) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName is required by the interface.
+func (localCredentials) OverrideServerName(string) error { return nil }

@@ -1,0 +1,93 @@
+package server
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/credence-id/credence/pkg/registry"
+)
+
+// errNoBundle is returned while the server has not read its bundle.
+var errNoBundle = errors.New("the trust bundle is not loaded yet")
+
+// roots are the X.509 authorities that clients' certificates are verified with,
+// as of the newest commit that this server has seen. They are replaced as a
+// whole, so that comparing pointers tells whether anything changed.
+type roots struct {
+	td  spiffeid.TrustDomain
+	now atomic.Pointer[x509bundle.Bundle]
+	raw atomic.Pointer[registry.Bundle]
+}
+
+// set replaces the authorities by those of the bundle, without the tainted; a
+// nil bundle has none. One that cannot be read is left out and reported.
+func (r *roots) set(b *registry.Bundle) error {
+	r.raw.Store(b)
+	if b == nil {
+		b = &registry.Bundle{}
+	}
+	var problems []error
+	certs := make([]*x509.Certificate, 0, len(b.X509Authorities))
+	for _, a := range b.X509Authorities {
+		if a.Tainted {
+			continue
+		}
+		cert, err := x509.ParseCertificate(a.DER)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("reading an X.509 authority of %q: %w", r.td.Name(), err))
+			continue
+		}
+		certs = append(certs, cert)
+	}
+	r.now.Store(x509bundle.FromX509Authorities(r.td, certs))
+	return errors.Join(problems...)
+}
+
+// bundle is the whole bundle, nil when there is none.
+func (r *roots) bundle() *registry.Bundle { return r.raw.Load() }
+
+// verify checks that the chain, which is not empty, is an X509-SVID of this
+// trust domain at now.
+func (r *roots) verify(chain []*x509.Certificate, now time.Time) (*verified, error) {
+	bundle := r.now.Load()
+	if bundle == nil {
+		return nil, errNoBundle
+	}
+	id, paths, err := x509svid.Verify(chain, bundle, x509svid.WithTime(now))
+	if err != nil {
+		return nil, err
+	}
+	return &verified{bundle: bundle, until: lastEnd(paths), id: id}, nil
+}
+
+// verified is the outcome of one verification. It holds while the bundle is the
+// same one and the time lies before until.
+type verified struct {
+	bundle *x509bundle.Bundle
+	until  time.Time
+	id     spiffeid.ID
+}
+
+// lastEnd is when the last of the paths ends; a path ends with the first of its
+// certificates.
+func lastEnd(paths [][]*x509.Certificate) (last time.Time) {
+	for _, path := range paths {
+		end := path[0].NotAfter
+		for _, c := range path[1:] {
+			if c.NotAfter.Before(end) {
+				end = c.NotAfter
+			}
+		}
+		if end.After(last) {
+			last = end
+		}
+	}
+	return last
+}

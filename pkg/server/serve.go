@@ -1,0 +1,88 @@
+package server
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+)
+
+// Limits of a connection.
+const (
+	// maxRecv bounds one message from a client, in bytes.
+	maxRecv = 4 << 20
+	// maxHeaders bounds the headers of one call, in bytes.
+	maxHeaders = 16 << 10
+	// maxStreams bounds the calls that are open on one connection.
+	maxStreams = 250
+	// handshakeTimeout bounds the time to a served connection.
+	handshakeTimeout = 10 * time.Second
+	// keepaliveEvery is when a silent client is asked whether it is there,
+	// and keepaliveAnswer how long it has to answer. Clients do the same.
+	keepaliveEvery  = 10 * time.Second
+	keepaliveAnswer = 5 * time.Second
+	// keepaliveLeast is how often clients may ask.
+	keepaliveLeast = 5 * time.Second
+	// readBuffer and writeBuffer are per connection, in bytes: agents have
+	// one each, idle most of the time.
+	readBuffer  = 8 << 10
+	writeBuffer = 32 << 10
+)
+
+// newGRPC makes a gRPC server with every service, behind the chain.
+func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
+	srv := grpc.NewServer(
+		grpc.Creds(creds),
+		grpc.UnaryInterceptor(k.chain.unary),
+		grpc.StreamInterceptor(k.chain.stream),
+		grpc.MaxRecvMsgSize(maxRecv),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveAnswer}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveLeast, PermitWithoutStream: true}),
+		grpc.ReadBufferSize(readBuffer),
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.SharedWriteBuffer(true),
+	)
+	agentv1.RegisterAgentServer(srv, k.attest)
+	bundlev1.RegisterBundleServer(srv, k.bundle)
+	entryv1.RegisterEntryServer(srv, k.entry)
+	svidv1.RegisterSVIDServer(srv, k.svids)
+	feedv1.RegisterFeedServer(srv, k.hub)
+	healthv1.RegisterHealthServer(srv, k.health)
+	return srv
+}
+
+// servers makes the two gRPC servers, for the TLS listener and the admin's
+// socket.
+func (k *control) servers() (overTLS, admin *grpc.Server) {
+	cfg := k.svid.tlsConfig(k.settings, k.roots)
+	return k.newGRPC(newTLSCredentials(cfg)), k.newGRPC(localCredentials{})
+}
+
+// stopServers lets calls in flight finish, for at most grace.
+func stopServers(grace time.Duration, servers ...*grpc.Server) {
+	hurry := time.AfterFunc(grace, func() {
+		for _, s := range servers {
+			s.Stop()
+		}
+	})
+	defer hurry.Stop()
+	var stopping sync.WaitGroup
+	for _, s := range servers {
+		stopping.Go(s.GracefulStop)
+	}
+	stopping.Wait()
+}

@@ -1,0 +1,141 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/credence-id/credence/pkg/telemetry"
+)
+
+// stopGrace is how long calls in flight may go on after the server was told to
+// stop.
+const stopGrace = 5 * time.Second
+
+// Server is a control plane that is configured and not running.
+type Server struct {
+	cfg      Config
+	settings Settings
+	choice   choice
+}
+
+// New checks the configuration and returns a server. It opens, starts and
+// leaves behind nothing. The error has every problem, one a line.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, settings: cfg.Server.withDefaults()}
+	var err error
+	if s.choice, err = choose(cfg.Plugins, s.settings); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Run opens the store, makes or loads the authority and serves until ctx ends;
+// then it lets calls in flight finish and returns nil. What keeps it from
+// starting, such as a busy port, is returned as one line with the file's key. A
+// Server is run once.
+func (s *Server) Run(ctx context.Context) (err error) {
+	logger := s.cfg.Logger
+	var file *telemetry.Log
+	if logger == nil {
+		if file, err = telemetry.NewLog(s.settings.logConfig()); err != nil {
+			return fmt.Errorf("server.%w", err)
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		logger = file.Logger()
+	}
+	for _, n := range append(s.cfg.Server.notices(), s.choice.notices...) {
+		logger.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.key, telemetry.Reason, n.reason)
+	}
+	ls, err := s.cfg.listen(ctx, s.settings)
+	if err != nil {
+		return err
+	}
+	k, err := assemble(ctx, s.settings, s.choice, logger)
+	if err != nil {
+		return errors.Join(err, ls.closeAll())
+	}
+	k.listeners = ls
+	defer func() { err = errors.Join(err, k.close()) }()
+	return s.serve(ctx, k, file)
+}
+
+// serve runs the parts until ctx ends or one of them fails.
+func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) error {
+	sides, err := s.sideListeners(k)
+	if err != nil {
+		return err
+	}
+	// What calls in flight depend on outlives ctx until they have ended.
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, parts := errgroup.WithContext(parts)
+	run := func(name string, part func(context.Context) error) {
+		g.Go(func() error {
+			err := part(parts)
+			if err == nil || parts.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%s: %w", name, err)
+		})
+	}
+	run("following the store", k.follow)
+	run("authority", k.authority.Run)
+	run("pruning", k.prune)
+	run("server's own X509-SVID", k.svid.Run)
+	if file != nil {
+		run("log", file.Run)
+	}
+	for _, l := range sides {
+		run("side listener", l.Run)
+	}
+	overTLS, admin := k.servers()
+	run("TLS listener", func(context.Context) error { return overTLS.Serve(k.listeners.tcp) })
+	run("admin socket", func(context.Context) error { return admin.Serve(k.listeners.admin) })
+
+	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
+	k.log.InfoContext(ctx, "server is listening",
+		telemetry.Address, bound.Address.String(), slog.String("admin_address", bound.Admin.String()))
+	if s.cfg.OnReady != nil {
+		s.cfg.OnReady(bound)
+	}
+	select {
+	case <-ctx.Done():
+		k.log.InfoContext(ctx, "server is stopping")
+	case <-parts.Done():
+	}
+	k.state.stopping.Store(true)
+	k.health.Stop()
+	k.hub.Stop()
+	stopServers(stopGrace, overTLS, admin)
+	k.attest.Wait()
+	stop()
+	return g.Wait()
+}
+
+// sideListeners are those of health checks and metrics.
+func (s *Server) sideListeners(k *control) ([]*telemetry.Listener, error) {
+	var out []*telemetry.Listener
+	if s.cfg.HealthChecks.ListenerEnabled {
+		l, err := telemetry.NewHealth(s.cfg.HealthChecks, k.live, k.ready, k.log)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	if p := s.cfg.Telemetry.Prometheus; p != nil {
+		l, err := telemetry.NewPrometheus(*p, k.metrics, k.log)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
