@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -17,11 +18,12 @@ type Bundle struct {
 	TrustDomain spiffeid.TrustDomain
 	// X509Authorities are certificates, DER, one after the other.
 	X509Authorities []byte
-	// JWTAuthorities verify JWT-SVIDs.
+	// JWTAuthorities verify JWT-SVIDs; they are in the server's order.
 	JWTAuthorities []JWTAuthority
 
-	version     *feedv1.BundleState
-	unconfirmed bool // guarded by Cache.mu
+	version     *feedv1.BundleState // guarded by Cache.mu
+	unconfirmed bool                // guarded by Cache.mu
+	jwtBundle   *jwtbundle.Bundle
 
 	// x509 says of each X.509 authority, by subject key ID, whether it is
 	// tainted; jwt of each JWT authority, by key ID.
@@ -68,6 +70,11 @@ func parseBundle(state *feedv1.BundleState) (*Bundle, error) {
 		b.JWTAuthorities = append(b.JWTAuthorities, JWTAuthority{KeyID: a.GetKeyId(), Key: key})
 		b.jwt[a.GetKeyId()] = a.GetTainted()
 	}
+	byID := make(map[string]crypto.PublicKey, len(b.JWTAuthorities))
+	for _, a := range b.JWTAuthorities {
+		byID[a.KeyID] = a.Key
+	}
+	b.jwtBundle = jwtbundle.FromJWTAuthorities(td, byID)
 	return b, errors.Join(problems...)
 }
 

@@ -198,6 +198,13 @@ func (c *Cache) changed(keysOnly bool) {
 	}
 }
 
+// Ready says whether the cache has been in sync with the server in this run;
+// the channel is closed when that may have changed.
+func (c *Cache) Ready() (ready bool, changed <-chan struct{}) {
+	p := c.phase.Load()
+	return p.synced, p.changed
+}
+
 // Away tells the cache that the server cannot be reached, and why. The reason
 // is shown to workloads that cannot be served. Synced takes it back.
 func (c *Cache) Away(reason error) {

@@ -1,10 +1,12 @@
 package cache
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -71,6 +73,22 @@ func (g *Grant) Encoded(form any, encode func(*Grant) ([]byte, error)) ([]byte, 
 	return data, nil
 }
 
+var _ jwtbundle.Source = (*Grant)(nil)
+
+// GetJWTBundleForTrustDomain returns the JWT authorities of one of the grant's
+// bundles, to validate JWT-SVIDs with. It must not be changed.
+func (g *Grant) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
+	if g.Bundle != nil && g.Bundle.TrustDomain == td {
+		return g.Bundle.jwtBundle, nil
+	}
+	for _, b := range g.Federated {
+		if b.TrustDomain == td {
+			return b.jwtBundle, nil
+		}
+	}
+	return nil, fmt.Errorf("the workload has no bundle of trust domain %q", td.Name())
+}
+
 // same says whether a workload would see no difference.
 func (g *Grant) same(o *Grant) bool {
 	return g.Bundle == o.Bundle && (g.Matched == 0) == (o.Matched == 0) && (g.failed == nil) == (o.failed == nil) &&
@@ -84,7 +102,7 @@ func (g *Grant) expired(now time.Time) bool {
 	return !g.validUntil.IsZero() && !now.Before(g.validUntil)
 }
 
-// settledBy is how publish decides whether waiting callers must look again.
+// settled says whether nothing is under way that callers would wait for.
 func (g *Grant) settled() bool { return g.pending == 0 }
 
 // grantee is the workloads that match the same entries. Guarded by Cache.mu.
