@@ -1,0 +1,121 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/credence-id/credence/pkg/config"
+)
+
+const testDomain = "example.org"
+
+// plugin is a section without data.
+func plugin(kind, name string) config.Plugin {
+	return config.Plugin{Type: kind, Name: name, Enabled: true}
+}
+
+// testConfig is a server on loopback with memory keys and the embedded store in
+// a directory of its own. The directory is short, for the socket in it.
+func testConfig(t *testing.T) Config {
+	t.Helper()
+	dir := t.TempDir()
+	return Config{
+		Server: Settings{
+			TrustDomain: testDomain,
+			DataDir:     filepath.Join(dir, "data"),
+			SocketPath:  filepath.Join(dir, "api.sock"),
+		},
+		Plugins: config.Plugins{plugin(typeKeyManager, "memory")},
+	}
+}
+
+// logBuffer collects what a server logs.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// running is a server that serves.
+type running struct {
+	Bound
+	log  *logBuffer
+	stop func() error // stops it and returns what Run returned; may be called twice
+}
+
+// start runs a server until the test ends.
+func start(t *testing.T, cfg Config) *running {
+	t.Helper()
+	r := &running{log: &logBuffer{}}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	if cfg.Listener == nil {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Listener = l
+	}
+	bound := make(chan Bound, 1)
+	cfg.OnReady = func(b Bound) { bound <- b }
+	srv, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	r.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("server's log:\n%s", r.log)
+		}
+	})
+	select {
+	case r.Bound = <-bound:
+	case err := <-done:
+		done <- nil
+		t.Fatalf("Run: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("server is not ready after 10 s")
+	}
+	return r
+}
+
+// admin dials the admin's socket.
+func (r *running) admin(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+r.Admin.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
