@@ -10,14 +10,13 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
+	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
 	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/agent/peer"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
-	"github.com/credence-id/credence/pkg/attest/workload"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
@@ -35,13 +34,14 @@ type Agent struct {
 	ready    func()
 	registry *prometheus.Registry
 
-	cache     *cache.Cache
-	trust     *trust
-	identity  *identity
-	state     *state
-	prover    node.Prover
-	attestors []workload.Attestor
-	listener  net.Listener
+	cache    *cache.Cache
+	trust    *trust
+	identity *identity
+	state    *state
+	prover   node.Prover
+	attestor *attestor.Runner
+	api      *workloadapi.Service
+	listener net.Listener
 
 	link      atomic.Pointer[link]
 	connected atomic.Bool
@@ -79,16 +79,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	creds, err := peer.NewCredentials(peer.Config{Log: a.log})
-	if err != nil {
-		return errors.Join(err, lis.Close())
-	}
-	api := workloadapi.New(a.workloadConfig())
+	creds := peer.NewCredentials(peer.Config{Log: a.log})
 	for name, run := range map[string]func(context.Context) error{
 		"peers":        creds.Run,
 		"cache":        a.cache.Run,
 		"state":        func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
-		"workload API": func(ctx context.Context) error { return api.Serve(ctx, lis, creds) },
+		"workload API": func(ctx context.Context) error { return a.api.Serve(ctx, lis, creds) },
 		"server":       a.follow,
 	} {
 		group.Go(func() error {
@@ -244,6 +240,3 @@ func makeDataDir(dir string) error {
 }
 
 func (a *Agent) file(name string) string { return filepath.Join(a.config.Agent.DataDir, name) }
-
-// untilStarted bounds how long a workload waits for the first sync.
-const untilStarted = 10 * time.Second

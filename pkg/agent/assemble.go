@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
 	"github.com/credence-id/credence/pkg/attest/workload"
@@ -65,12 +67,13 @@ func New(c *Config, o Options) (*Agent, error) {
 	if a.prover, err = one(c, "NodeAttestor", provers); err != nil {
 		return nil, err
 	}
+	var found []workload.Attestor
 	for _, p := range c.Plugins.OfType("WorkloadAttestor") {
 		at, err := attestors[p.Name](c, p)
 		if err != nil {
 			return nil, p.Errorf("%w", err)
 		}
-		a.attestors = append(a.attestors, at)
+		found = append(found, at)
 	}
 	a.identity = &identity{td: td, keys: km, path: a.file("agent-svid.json")}
 	a.state = &state{path: a.file("agent-state.pb"), withKeys: c.Agent.PersistSVIDs, log: o.Log}
@@ -78,10 +81,19 @@ func New(c *Config, o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent.workload_x509_svid_key_type: %w", err)
 	}
-	a.cache, err = cache.New(cache.Config{
+	if a.attestor, err = attestor.New(attestor.Config{Attestors: found, Timeout: attestorTimeout, Log: o.Log, Metrics: a.registry}); err != nil {
+		return nil, err
+	}
+	if a.cache, err = cache.New(cache.Config{
 		TrustDomain: td, Minter: (*minter)(a), KeyType: keyType,
 		MaxX509SVIDs: c.Agent.X509SVIDCacheMaxSize, MaxJWTSVIDs: c.Agent.JWTSVIDCacheMaxSize,
 		Log: o.Log, Metrics: a.registry,
+	}); err != nil {
+		return nil, err
+	}
+	a.api, err = workloadapi.New(workloadapi.Config{
+		TrustDomain: td, Cache: a.cache, Attestor: a.attestor, Log: o.Log, Metrics: a.registry,
+		AllowUnauthenticatedVerifiers: c.Agent.AllowUnauthenticatedVerifiers, AllowedForeignJWTClaims: c.Agent.AllowedForeignJWTClaims,
 	})
 	return a, err
 }
@@ -142,7 +154,7 @@ func newJoinToken(c *Config, p config.Plugin) (node.Prover, error) {
 		}
 		token = strings.TrimSpace(string(data))
 	}
-	return jointoken.NewProver(token)
+	return jointoken.NewProver(token), nil
 }
 
 func newUnix(_ *Config, p config.Plugin) (workload.Attestor, error) {
@@ -150,5 +162,5 @@ func newUnix(_ *Config, p config.Plugin) (workload.Attestor, error) {
 	if err := p.Decode(&data); err != nil {
 		return nil, err
 	}
-	return unix.New(data)
+	return unix.New(data), nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/attest/node/jointoken"
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/config"
@@ -44,7 +45,9 @@ var (
 	}
 	// nodeAttestors are all in use, whether the file names them or not, as in
 	// SPIRE: a join token lets nobody in that an operator did not ask for.
-	nodeAttestors = map[string]func() node.Verifier{}
+	nodeAttestors = map[string]func() node.Verifier{
+		jointoken.Name: func() node.Verifier { return jointoken.Verifier{} },
+	}
 )
 
 // builtins are the names of the maps above, for the check of the section

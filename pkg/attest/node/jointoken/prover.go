@@ -1,0 +1,37 @@
+package jointoken
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/credence-id/credence/pkg/attest/node"
+)
+
+// Prover shows the token. It implements node.Prover.
+type Prover struct{ token string }
+
+var _ node.Prover = (*Prover)(nil)
+
+// NewProver returns the prover for a token. An empty one is for an agent that
+// has an SVID already: only Prove refuses it.
+func NewProver(token string) *Prover { return &Prover{token: token} }
+
+// Name is node.Prover.
+func (*Prover) Name() string { return Name }
+
+// Prove is node.Prover.
+func (p *Prover) Prove(ctx context.Context, c node.Conversation) error {
+	if p.token == "" {
+		return fmt.Errorf("%w: no join token is configured: make one with `credence-server token generate` and set agent.join_token, or run with -joinToken", node.ErrRefused)
+	}
+	_, err := c.Challenge(ctx, []byte(p.token))
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil {
+		return fmt.Errorf("%w: the server asks for more than the join token", node.ErrMalformed)
+	}
+	return err
+}
