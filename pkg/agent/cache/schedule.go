@@ -140,7 +140,9 @@ func (c *Cache) retryAll(now time.Time) {
 		if r.failed == nil || !r.kept {
 			continue
 		}
-		r.mintAt, r.tries = now, 0
+		r.mintAt, r.tries, r.failed = now, 0, nil
+		r.fresh = r.wants()
+		c.touch(r)
 		c.enqueue(r)
 		c.schedule(r)
 	}

@@ -1,0 +1,242 @@
+package cache_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+)
+
+// token fetches the one JWT-SVID of a workload.
+func token(t testing.TB, c *cache.Cache, value string, audience ...string) string {
+	t.Helper()
+	svids, err := c.FetchJWT(t.Context(), sel(value), audience, noID)
+	if err != nil || len(svids) != 1 {
+		t.Fatalf("FetchJWT: %d tokens, %v", len(svids), err)
+	}
+	return svids[0].Token
+}
+
+func TestJWTsAreKeptUntilHalfLife(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := cachetest.New(t, "example.org")
+		c := newCache(t, s)
+		s.Put(s.Entry("e1", "/one", "a"))
+		s.Sync(c)
+		first := token(t, c, "a", "x", "y")
+		if _, err := jwtsvid.ParseAndValidate(first, c.Subscribe(sel("a")).Latest(), []string{"y"}); err != nil {
+			t.Error(err)
+		}
+		if token(t, c, "a", "y", "x", "y") != first {
+			t.Error("the same set of audiences gave another token")
+		}
+		if token(t, c, "a", "x") == first || token(t, c, "a", "xy") == first {
+			t.Error("another set of audiences gave the same token")
+		}
+		time.Sleep(149 * time.Second)
+		if token(t, c, "a", "x", "y") != first {
+			t.Error("another token before half of its life")
+		}
+		time.Sleep(2 * time.Second)
+		second := token(t, c, "a", "x", "y")
+		if second == first {
+			t.Error("the same token after half of its life")
+		}
+		// The server is away: the token is given out to its end, without a call
+		// each time.
+		time.Sleep(151 * time.Second)
+		s.SetDown(errAway)
+		for range 145 {
+			if token(t, c, "a", "x", "y") != second {
+				t.Fatal("another token from a server that is down")
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(10 * time.Second)
+		_, err := c.FetchJWT(t.Context(), sel("a"), []string{"x", "y"}, noID)
+		wantErr(t, err, cache.ErrUnavailable)
+		wantErr(t, err, errAway)
+		s.SetDown(nil)
+		token(t, c, "a", "x", "y")
+	})
+}
+
+func TestJWTsOfAnUpdatedEntryAreDropped(t *testing.T) {
+	t.Parallel()
+	s := cachetest.New(t, "example.org")
+	c := newCache(t, s)
+	e := s.Entry("e1", "/one", "a")
+	s.Put(e)
+	s.Sync(c)
+	first := token(t, c, "a", "x")
+	e.SpiffeId.Path = "/moved"
+	put(t, c, s, e)
+	svids, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, noID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if svids[0].Token == first || svids[0].SPIFFEID.Path() != "/moved" {
+		t.Errorf("the token of before the update, for %s", svids[0].SPIFFEID)
+	}
+	if err := c.Apply(s.Remove("e1")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.FetchJWT(t.Context(), sel("a"), []string{"x"}, noID)
+	wantErr(t, err, cache.ErrNoIdentity)
+	if _, _, _, _, _, _, jwts := c.Sizes(); jwts != 0 {
+		t.Errorf("%d tokens are left", jwts)
+	}
+}
+
+func TestJWTsOfALostAuthorityAreDropped(t *testing.T) {
+	t.Parallel()
+	s := cachetest.New(t, "example.org")
+	c := newCache(t, s)
+	s.Put(s.Entry("e1", "/one", "a"))
+	s.Sync(c)
+	first := token(t, c, "a", "x")
+	s.RotateJWT()
+	s.Sync(c)
+	if token(t, c, "a", "x") != first {
+		t.Error("another token because of a new authority")
+	}
+	s.TaintJWT()
+	s.Sync(c)
+	if token(t, c, "a", "x") == first {
+		t.Error("the token of a tainted authority")
+	}
+}
+
+func TestJWTsWithJTIAreNotKept(t *testing.T) {
+	t.Parallel()
+	s := cachetest.New(t, "example.org")
+	c := newCache(t, s)
+	e := s.Entry("e1", "/one", "a")
+	e.AdditionalAttributes = &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true}
+	s.Put(e)
+	s.Sync(c)
+	if token(t, c, "a", "x") == token(t, c, "a", "x") {
+		t.Error("the same token twice")
+	}
+}
+
+func TestJWTsForOneOfManyIdentities(t *testing.T) {
+	t.Parallel()
+	s := cachetest.New(t, "example.org")
+	c := newCache(t, s)
+	for i := range 20 {
+		s.Put(s.Entry(fmt.Sprintf("e%02d", i), fmt.Sprintf("/%02d", i), "a"))
+	}
+	s.Sync(c)
+	all, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, noID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, j := range all {
+		if j.EntryID != fmt.Sprintf("e%02d", i) || j.SPIFFEID.Path() != fmt.Sprintf("/%02d", i) {
+			t.Errorf("token %d is %s for %s", i, j.EntryID, j.SPIFFEID)
+		}
+		if _, err := jwtsvid.ParseInsecure(j.Token, []string{"x"}); err != nil {
+			t.Error(err)
+		}
+	}
+	one, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, all[7].SPIFFEID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(all[7].Token, one[0].Token); diff != "" || len(one) != 1 {
+		t.Errorf("%d tokens (-want +got):\n%s", len(one), diff)
+	}
+	_, err = c.FetchJWT(t.Context(), sel("a"), []string{"x"}, spiffeid.RequireFromString("spiffe://example.org/other"))
+	wantErr(t, err, cache.ErrNoIdentity)
+}
+
+// TestJWTCallsAreShared: callers that ask for the same wait for one call, and one
+// who goes away does not take it from the others.
+func TestJWTCallsAreShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := cachetest.New(t, "example.org")
+		c := newCache(t, s)
+		s.Put(s.Entry("e1", "/one", "a"))
+		s.Sync(c)
+		unblock := s.Block()
+		leader, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := c.FetchJWT(leader, sel("a"), []string{"x"}, noID); !errors.Is(err, context.Canceled) {
+				t.Errorf("the one who went away: %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 50 {
+			wg.Go(func() {
+				if _, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, noID); err != nil {
+					t.Errorf("one who waits: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		unblock()
+		wg.Wait()
+		if n := s.JWTs(); n != 1 {
+			t.Errorf("%d calls got through, want 1", n)
+		}
+	})
+}
+
+func TestJWTsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := cachetest.New(t, "example.org")
+	c := newCache(t, s, func(cfg *cache.Config) { cfg.MaxJWTSVIDs = 10 })
+	s.Put(s.Entry("e1", "/one", "a"))
+	s.Sync(c)
+	for i := range 100 {
+		token(t, c, "a", fmt.Sprint(i))
+	}
+	if _, _, _, _, _, _, jwts := c.Sizes(); jwts != 10 {
+		t.Errorf("%d tokens are kept, want 10", jwts)
+	}
+	before := s.JWTs()
+	for i := 90; i < 100; i++ {
+		token(t, c, "a", fmt.Sprint(i))
+	}
+	if s.JWTs() != before {
+		t.Error("not the ones used last were kept")
+	}
+}
+
+func TestWrongTokens(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(string) string{
+		"empty":            func(string) string { return "" },
+		"two parts":        func(s string) string { return s[:strings.LastIndex(s, ".")] },
+		"not base64":       func(s string) string { return "*" + s },
+		"not JSON":         func(string) string { return "AAAA.AAAA.AAAA" },
+		"another identity": func(s string) string { p := strings.Split(s, "."); return p[0] + ".eyJzdWIiOiJ4In0." + p[2] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := cachetest.New(t, "example.org")
+			c := newCache(t, s, func(cfg *cache.Config) { cfg.Minter = &spoiled{Server: s, spoilJWT: spoil} })
+			s.Put(s.Entry("e1", "/one", "a"))
+			s.Sync(c)
+			_, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, noID)
+			wantErr(t, err, cache.ErrUnavailable)
+		})
+	}
+}
