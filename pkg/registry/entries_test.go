@@ -202,7 +202,7 @@ func TestUpdateEntries(t *testing.T) {
 		want   error
 	}{
 		{"hint", "a", set(func(e *Entry) { e.Hint = "h" }), nil},
-		{"selectors and expiry", "a", set(func(e *Entry) { e.Selectors, e.ExpiresAt = sel("x:y"), time.Now().Add(2 * time.Hour) }), nil},
+		{"selectors and expiry", "a", set(func(e *Entry) { e.Selectors, e.ExpiresAt = sel("x:y"), time.Now().Add(2*time.Hour) }), nil},
 		{"what is not to be set", "a", set(func(e *Entry) { e.ID, e.CreatedAt, e.RevisionNumber, e.ModRevision = "z", time.Unix(5, 0), 99, 99 }), nil},
 		{"becomes similar", "a", set(func(e *Entry) { e.SPIFFEID, e.Selectors = id("/w2"), sel("unix:uid:1000") }), ErrExists},
 		{"breaks a rule", "a", set(func(e *Entry) { e.X509SVIDTTL = -time.Second }), ErrInvalid},

@@ -234,3 +234,7 @@ func (c *crash) Update(ctx context.Context, fn func(store.RWTx) error) (store.Re
 	}
 	return rev, err
 }
+
+func kvOf(entryID string, value []byte) store.KV {
+	return store.KV{Key: entryKey(entryID), Value: value}
+}
