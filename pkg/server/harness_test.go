@@ -25,7 +25,7 @@ func plugin(kind, name string) config.Plugin {
 
 // testConfig is a server on loopback with memory keys and the embedded store in
 // a directory of its own. The directory is short, for the socket in it.
-func testConfig(t *testing.T) Config {
+func testConfig(t testing.TB) Config {
 	t.Helper()
 	dir := t.TempDir()
 	return Config{
@@ -59,12 +59,14 @@ func (b *logBuffer) String() string {
 // running is a server that serves.
 type running struct {
 	Bound
-	log  *logBuffer
+	log *logBuffer
+	// inside is for what no API can do yet, such as changing the bundle.
+	inside *control
 	stop func() error // stops it and returns what Run returned; may be called twice
 }
 
 // start runs a server until the test ends.
-func start(t *testing.T, cfg Config) *running {
+func start(t testing.TB, cfg Config) *running {
 	t.Helper()
 	r := &running{log: &logBuffer{}}
 	if cfg.Logger == nil {
@@ -83,6 +85,7 @@ func start(t *testing.T, cfg Config) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv.assembled = func(k *control) { r.inside = k }
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }()
@@ -110,7 +113,7 @@ func start(t *testing.T, cfg Config) *running {
 }
 
 // admin dials the admin's socket.
-func (r *running) admin(t *testing.T) *grpc.ClientConn {
+func (r *running) admin(t testing.TB) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("unix:"+r.Admin.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -21,6 +21,9 @@ type Server struct {
 	cfg      Config
 	settings Settings
 	choice   choice
+
+	// assembled, if set, is shown the parts before they run (tests).
+	assembled func(*control)
 }
 
 // New checks the configuration and returns a server. It opens, starts and
@@ -64,6 +67,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	k.listeners = ls
 	defer func() { err = errors.Join(err, k.close()) }()
+	if s.assembled != nil {
+		s.assembled(k)
+	}
 	return s.serve(ctx, k, file)
 }
 
