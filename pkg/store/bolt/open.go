@@ -65,7 +65,7 @@ func (s *Store) load() error {
 			return err
 		}
 		head = newSnapshot(tx).rev
-		return nil
+		return checkSize(tx, s.cfg.Path)
 	})
 	if err != nil {
 		return err
@@ -124,9 +124,12 @@ func ensure(path string, log *slog.Logger) error {
 	if err := initialize(tmp); err != nil {
 		return fmt.Errorf("store: creating %s: %w", path, err)
 	}
-	// Whoever links first made the store; the other one opens it.
-	if err := os.Link(tmp, path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("store: creating %s: %w", path, err)
+	// Whoever links first made the store; the others open it, also when that
+	// one has already swept their files away.
+	if err := os.Link(tmp, path); err != nil {
+		if _, statErr := os.Stat(path); statErr != nil {
+			return fmt.Errorf("store: creating %s: %w", path, err)
+		}
 	}
 	return syncDir(dir)
 }
@@ -226,10 +229,25 @@ func checkMode(path string, info fs.FileInfo, log *slog.Logger) error {
 	switch {
 	case !mode.IsRegular():
 		return fmt.Errorf("store: %s is not a regular file", path)
+	case info.Size() == 0:
+		return fmt.Errorf("store: %s is empty: restore a backup, or remove it to start anew", path)
 	case mode.Perm()&0o002 != 0:
 		return fmt.Errorf("store: %s has mode %04o, which lets everybody change it: chmod 0600", path, mode.Perm())
 	case mode.Perm()&0o077 != 0:
 		log.Warn("Store file is open to other users", "path", path, "mode", mode.Perm().String())
+	}
+	return nil
+}
+
+// checkSize refuses a file that was cut short: reading beyond its end would
+// kill the process.
+func checkSize(tx *bbolt.Tx, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	if info.Size() < tx.Size() {
+		return fmt.Errorf("store: %s is damaged: it has %d bytes of %d: restore a backup", path, info.Size(), tx.Size())
 	}
 	return nil
 }
