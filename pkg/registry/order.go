@@ -1,8 +1,9 @@
 package registry
 
 import (
-	"cmp"
 	"slices"
+	"strings"
+	"sync"
 
 	"github.com/tidwall/btree"
 
@@ -35,26 +36,47 @@ type domainEntry struct {
 	entry  *Entry
 }
 
+// The comparisons look at the IDs only when they must: sorting is nothing but
+// comparing.
+
 func compareSPIFFEID(a, b *Entry) int {
-	return cmp.Or(cmp.Compare(a.SPIFFEID.String(), b.SPIFFEID.String()), cmp.Compare(a.ID, b.ID))
+	if c := strings.Compare(a.SPIFFEID.String(), b.SPIFFEID.String()); c != 0 {
+		return c
+	}
+	return compareID(a, b)
 }
 
 func compareParent(a, b *Entry) int {
-	return cmp.Or(cmp.Compare(a.ParentID.String(), b.ParentID.String()), cmp.Compare(a.ID, b.ID))
+	if c := strings.Compare(a.ParentID.String(), b.ParentID.String()); c != 0 {
+		return c
+	}
+	return compareID(a, b)
 }
 
 func compareHint(a, b *Entry) int {
-	return cmp.Or(cmp.Compare(a.Hint, b.Hint), cmp.Compare(a.ID, b.ID))
+	if c := strings.Compare(a.Hint, b.Hint); c != 0 {
+		return c
+	}
+	return compareID(a, b)
 }
 
-func compareID(a, b *Entry) int { return cmp.Compare(a.ID, b.ID) }
+func compareID(a, b *Entry) int { return strings.Compare(a.ID, b.ID) }
 
 func compareSelector(a, b selectorEntry) int {
-	return cmp.Or(a.selector.Compare(*b.selector), cmp.Compare(a.entry.ID, b.entry.ID))
+	if c := strings.Compare(a.selector.Value, b.selector.Value); c != 0 {
+		return c
+	}
+	if c := strings.Compare(a.selector.Type, b.selector.Type); c != 0 {
+		return c
+	}
+	return compareID(a.entry, b.entry)
 }
 
 func compareDomain(a, b domainEntry) int {
-	return cmp.Or(a.domain.Compare(b.domain), cmp.Compare(a.entry.ID, b.entry.ID))
+	if c := a.domain.Compare(b.domain); c != 0 {
+		return c
+	}
+	return compareID(a.entry, b.entry)
 }
 
 // build makes a tree of items, which it sorts.
@@ -85,14 +107,16 @@ func newOrders(entries []*Entry) *orders {
 			domains = append(domains, domainEntry{td, e})
 		}
 	}
-	return &orders{
-		bySPIFFEID: build(slices.Clone(entries), compareSPIFFEID),
-		byParent:   build(slices.Clone(entries), compareParent),
-		byHint:     build(hinted, compareHint),
-		downstream: build(downstream, compareID),
-		bySelector: build(selectors, compareSelector),
-		byDomain:   build(domains, compareDomain),
-	}
+	o := &orders{}
+	var wg sync.WaitGroup
+	wg.Go(func() { o.bySelector = build(selectors, compareSelector) })
+	wg.Go(func() { o.bySPIFFEID = build(slices.Clone(entries), compareSPIFFEID) })
+	wg.Go(func() { o.byParent = build(slices.Clone(entries), compareParent) })
+	wg.Go(func() { o.byDomain = build(domains, compareDomain) })
+	wg.Go(func() { o.byHint = build(hinted, compareHint) })
+	wg.Go(func() { o.downstream = build(downstream, compareID) })
+	wg.Wait()
+	return o
 }
 
 // copy shares all nodes until one side changes them.
