@@ -26,8 +26,10 @@ type roots struct {
 	raw atomic.Pointer[registry.Bundle]
 }
 
-// set replaces the authorities by those of the bundle, without the tainted; a
-// nil bundle has none. One that cannot be read is left out and reported.
+// set replaces the authorities by those of the bundle; a nil bundle has none.
+// The tainted are among them: whoever has a certificate of one must be able to
+// come and get another, until the authority is revoked. One that cannot be read
+// is left out and reported.
 func (r *roots) set(b *registry.Bundle) error {
 	r.raw.Store(b)
 	if b == nil {
@@ -36,9 +38,6 @@ func (r *roots) set(b *registry.Bundle) error {
 	var problems []error
 	certs := make([]*x509.Certificate, 0, len(b.X509Authorities))
 	for _, a := range b.X509Authorities {
-		if a.Tainted {
-			continue
-		}
 		cert, err := x509.ParseCertificate(a.DER)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("reading an X.509 authority of %q: %w", r.td.Name(), err))

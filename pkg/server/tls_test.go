@@ -131,33 +131,30 @@ func (c *secondCA) taint(t *testing.T, r *running) {
 // certificate of it holds a connection open.
 func TestS25_AuthorityTakenAway(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(*secondCA, *testing.T, *running){
-		"removed": (*secondCA).distrust,
-		"tainted": (*secondCA).taint,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			cfg := testConfig(t)
-			cfg.Server.AdminIDs = []string{"spiffe://example.org/admin"}
-			r := start(t, cfg)
-			other := newSecondCA(t)
-			cert := other.issue(t, "/admin")
-			if err := calls["ListEntries"](t.Context(), r.dial(t, cert)); status.Code(err) != codes.Unavailable {
-				t.Fatalf("before the authority is in the bundle: %v, want a refused handshake", err)
-			}
-			other.trust(t, r)
-			conn := r.dial(t, cert)
-			if err := calls["ListEntries"](t.Context(), conn); err != nil {
-				t.Fatal(err)
-			}
-			end(other, t, r)
-			if err := calls["ListEntries"](t.Context(), conn); status.Code(err) != codes.Unauthenticated {
-				t.Errorf("open connection: %v, want Unauthenticated", err)
-			}
-			if err := calls["ListEntries"](t.Context(), r.dial(t, cert)); status.Code(err) != codes.Unavailable {
-				t.Errorf("new connection: %v, want a refused handshake", err)
-			}
-		})
+	cfg := testConfig(t)
+	cfg.Server.AdminIDs = []string{"spiffe://example.org/admin"}
+	r := start(t, cfg)
+	other := newSecondCA(t)
+	cert := other.issue(t, "/admin")
+	if err := calls["ListEntries"](t.Context(), r.dial(t, cert)); status.Code(err) != codes.Unavailable {
+		t.Fatalf("before the authority is in the bundle: %v, want a refused handshake", err)
+	}
+	other.trust(t, r)
+	conn := r.dial(t, cert)
+	if err := calls["ListEntries"](t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	// Its owner must be able to come for another certificate.
+	other.taint(t, r)
+	if err := calls["ListEntries"](t.Context(), conn); err != nil {
+		t.Errorf("of a tainted authority: %v", err)
+	}
+	other.distrust(t, r)
+	if err := calls["ListEntries"](t.Context(), conn); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("open connection: %v, want Unauthenticated", err)
+	}
+	if err := calls["ListEntries"](t.Context(), r.dial(t, cert)); status.Code(err) != codes.Unavailable {
+		t.Errorf("new connection: %v, want a refused handshake", err)
 	}
 }
 
