@@ -44,7 +44,7 @@ func (w *watcher) look() *cache.Grant {
 func TestRotationOverDays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const workloads, days = 5, 4
+		const workloads, days = 3, 3
 		s := cachetest.New(t, "example.org")
 		c := newCache(t, s)
 		var watchers []*watcher

@@ -33,9 +33,10 @@ func (c *Cache) Snapshot(withKeys bool) *agentstatev1.State {
 	return s
 }
 
-// Restore takes up what an earlier run kept, before Run. SVIDs that have expired
-// or do not fit their entry are left out. Workloads are served from it once the
-// server has not been reached for a second, or Away was called.
+// Restore takes up what an earlier run kept, before Run; it is an error later.
+// What cannot be used is left out and reported: SVIDs that have expired or do not
+// fit their entry, bundles and entries that make no sense. Workloads are served
+// from it once the server has not been reached for a second, or Away was called.
 func (c *Cache) Restore(s *agentstatev1.State) error {
 	now := time.Now()
 	c.mu.Lock()
@@ -46,16 +47,17 @@ func (c *Cache) Restore(s *agentstatev1.State) error {
 	c.cursor.storeID, c.cursor.revision = s.GetStoreId(), s.GetRevision()
 	for _, v := range s.GetBundles() {
 		b, err := parseBundle(v)
-		if b == nil {
-			return fmt.Errorf("restoring the cache's state: %w", err)
+		if err != nil {
+			c.log.Warn("a bundle of an earlier run cannot be used in full", telemetry.Err, err)
 		}
-		c.putBundle(b, now)
+		if b != nil {
+			c.putBundle(b, now)
+		}
 	}
 	for _, v := range s.GetEntries() {
-		if v.GetEntry().GetId() == "" {
-			return errors.New("restoring the cache's state: an entry has no ID")
+		if v.GetEntry().GetId() != "" {
+			c.put(parseEntry(c.cfg.TrustDomain, v), now)
 		}
-		c.put(parseEntry(c.cfg.TrustDomain, v), now)
 	}
 	for _, v := range s.GetX509Svids() {
 		r := c.records[v.GetEntryId()]

@@ -2,10 +2,12 @@ package workloadapi
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/credence-id/credence/pkg/svid"
 	"github.com/credence-id/credence/pkg/telemetry"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
@@ -90,14 +92,23 @@ func (s *Service) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWT
 	if err != nil {
 		return nil, s.refusal(ctx, method, proc, err)
 	}
-	claims, err := svid.ValidateJWT(time.Now(), req.GetSvid(), grant, req.GetAudience())
+	resp, err := s.validate(time.Now(), req, grant)
 	if err != nil {
 		s.log.DebugContext(ctx, "refused a JWT-SVID", telemetry.PeerPID, proc.PID(), telemetry.Err, err)
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	return resp, nil
+}
+
+// validate is the part that takes foreign bytes. Its error never holds the token.
+func (s *Service) validate(now time.Time, req *workload.ValidateJWTSVIDRequest, bundles jwtbundle.Source) (*workload.ValidateJWTSVIDResponse, error) {
+	claims, err := svid.ValidateJWT(now, req.GetSvid(), bundles, req.GetAudience())
+	if err != nil {
+		return nil, err
+	}
 	said, err := s.claims(claims)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, "the token's claims cannot be reported")
+		return nil, errors.New("the token's claims cannot be reported: a value is not of JSON or not UTF-8")
 	}
 	return &workload.ValidateJWTSVIDResponse{SpiffeId: claims.ID.String(), Claims: said}, nil
 }
