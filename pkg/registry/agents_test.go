@@ -51,7 +51,21 @@ func newKey() []byte {
 // others ever may.
 func TestS03_JoinTokenMakesOneAgent(t *testing.T) {
 	t.Parallel()
-	r := newRegistry(t)
+	for servers := range 3 {
+		t.Run(fmt.Sprintf("%d servers", servers+1), func(t *testing.T) {
+			t.Parallel()
+			s := openBolt(t, filepath.Join(t.TempDir(), "store.db"))
+			var list []*Registry
+			for range servers + 1 {
+				list = append(list, registryOn(t, s))
+			}
+			oneTokenManyKeys(t, list)
+		})
+	}
+}
+
+func oneTokenManyKeys(t *testing.T, servers []*Registry) {
+	r := servers[0]
 	newToken(t, r, "tok")
 	const attempts = 200
 	keys := make([][]byte, attempts)
@@ -64,7 +78,7 @@ func TestS03_JoinTokenMakesOneAgent(t *testing.T) {
 			<-begin
 			a := newAgent("tok")
 			a.Serial = fmt.Sprint(i)
-			_, errs[i] = r.AttestAgent(t.Context(), a, "tok", keys[i])
+			_, errs[i] = servers[i%len(servers)].AttestAgent(t.Context(), a, "tok", keys[i])
 		})
 	}
 	close(begin)

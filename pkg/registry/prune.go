@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -117,8 +118,8 @@ func removeExpired(tx store.RWTx, id string) error {
 	return deleteEntry(tx, e)
 }
 
-// removeToken removes a token by its hash. The alias of one that was used
-// belongs to the agent.
+// removeToken removes a token by its hash, and its alias, unless that belongs to
+// the agent that used the token or was given another parent since.
 func removeToken(tx store.RWTx, hash string) error {
 	kv, found, err := get(tx, tableToken+hash)
 	if err != nil || !found {
@@ -132,7 +133,14 @@ func removeToken(tx store.RWTx, hash string) error {
 	if t.AliasEntryID == "" || t.KeyHash != nil {
 		return nil
 	}
-	return removeExpired(tx, t.AliasEntryID)
+	e, err := loadEntry(tx, t.AliasEntryID)
+	if errors.Is(err, ErrNotFound) || err == nil && !strings.HasPrefix(e.ParentID.Path(), agentPrefix) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return deleteEntry(tx, e)
 }
 
 // Run prunes at the moment something expires, until ctx ends; it returns
