@@ -100,13 +100,6 @@ func (k *control) fresh(ctx context.Context) error {
 	return err
 }
 
-// prune removes what has expired, on time.
-func (k *control) prune(ctx context.Context) error {
-	return retry(ctx, k.registry.Run, func(err error, pause time.Duration) {
-		k.log.ErrorContext(ctx, "what has expired cannot be removed now", telemetry.Err, err, telemetry.Retry, pause)
-	})
-}
-
 // live says whether the process should be left alone. What keeps it from
 // serving passes by itself or ends it.
 func (k *control) live(context.Context) error { return nil }

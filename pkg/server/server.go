@@ -95,6 +95,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	run("following the store", k.follow)
 	run("authority", k.authority.Run)
 	run("pruning", k.prune)
+	run("pruning of agents", k.pruneAgents)
 	run("server's own X509-SVID", k.svid.Run)
 	if file != nil {
 		run("log", file.Run)
