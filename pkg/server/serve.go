@@ -1,7 +1,9 @@
 package server
 
 import (
+	"errors"
 	"math"
+	"net"
 	"sync"
 	"time"
 
@@ -70,6 +72,14 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 func (k *control) servers() (overTLS, admin *grpc.Server) {
 	cfg := k.svid.tlsConfig(k.settings, k.roots)
 	return k.newGRPC(newTLSCredentials(cfg)), k.newGRPC(localCredentials{})
+}
+
+// serveOn serves until the server is stopped, which may be before it began.
+func serveOn(srv *grpc.Server, l net.Listener) error {
+	if err := srv.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // stopServers lets calls in flight finish, for at most grace.

@@ -104,8 +104,8 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 		run("side listener", l.Run)
 	}
 	overTLS, admin := k.servers()
-	run("TLS listener", func(context.Context) error { return overTLS.Serve(k.listeners.tcp) })
-	run("admin socket", func(context.Context) error { return admin.Serve(k.listeners.admin) })
+	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.listeners.tcp) })
+	run("admin socket", func(context.Context) error { return serveOn(admin, k.listeners.admin) })
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
 	k.log.InfoContext(ctx, "server is listening",
