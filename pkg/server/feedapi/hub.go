@@ -60,9 +60,9 @@ type Hub struct {
 	ready    chan struct{}
 	storeID  string
 	revision atomic.Uint64
-	// federating has the trust domains of every entry that federates, as of
-	// the last commit. It is used by Publish alone.
-	federating map[string][]spiffeid.TrustDomain
+	// federating has every entry that federates, as of the last commit. It is
+	// used by Publish alone.
+	federating map[string]*registry.Entry
 
 	// running has the goroutines that read from and write to streams; they
 	// end after their handler, which is why Stop waits for them.
@@ -102,7 +102,7 @@ func New(cfg Config) (*Hub, error) {
 	h := &Hub{
 		cfg:        cfg,
 		ready:      make(chan struct{}),
-		federating: make(map[string][]spiffeid.TrustDomain),
+		federating: make(map[string]*registry.Entry),
 		streams:    make(map[spiffeid.ID]*stream),
 	}
 	h.metrics = newMetrics(h)

@@ -48,10 +48,9 @@ type pending struct {
 	entries map[string]struct{}
 	buckets bucketSet
 	bundles map[spiffeid.TrustDomain]struct{}
-	// shrunk says that an entry federates with less than before; federated,
-	// that one of entries did federate. Either can mean that a bundle is not
-	// needed any more.
-	shrunk, federated bool
+	// shrunk says that an entry that federated may federate with less, or not
+	// be the agent's any more, so that a bundle may not be needed.
+	shrunk bool
 }
 
 func (p *pending) empty() bool {
@@ -106,5 +105,4 @@ func (p *pending) merge(o pending) {
 		p.addBundle(td)
 	}
 	p.shrunk = p.shrunk || o.shrunk
-	p.federated = p.federated || o.federated
 }

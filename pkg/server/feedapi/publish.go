@@ -5,7 +5,6 @@ import (
 
 	"github.com/credence-id/credence/pkg/entitle"
 	"github.com/credence-id/credence/pkg/registry"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 )
@@ -52,9 +51,9 @@ func (h *Hub) publishEntries(c *registry.Commit, touched entitle.Touched) {
 	if len(touched.Groups) == 0 || len(h.streams) == 0 {
 		return
 	}
-	shrunk := h.shrunk(c)
+	keeps := h.keepsFederation(c)
 	for _, g := range touched.Groups {
-		mark := h.groupMark(g.Entries, shrunk)
+		mark := h.groupMark(g.Entries, keeps)
 		for _, id := range g.Agents {
 			if s := h.streams[id]; s != nil {
 				s.mark(mark)
@@ -65,12 +64,10 @@ func (h *Hub) publishEntries(c *registry.Commit, touched entitle.Touched) {
 
 // groupMark is what a group of entries changes in the pending of each of its
 // agents. Many entries are marked by their buckets, found out once.
-func (h *Hub) groupMark(entries []string, shrunk map[string]struct{}) func(*pending) {
-	less, federated := false, false
+func (h *Hub) groupMark(entries []string, keepsFederation bool) func(*pending) {
+	shrunk := false
 	for _, id := range entries {
-		_, is := shrunk[id]
-		less = less || is
-		federated = federated || h.federating[id] != nil
+		shrunk = shrunk || !keepsFederation && h.federating[id] != nil
 	}
 	var buckets bucketSet
 	if len(entries) > maxPending {
@@ -84,31 +81,26 @@ func (h *Hub) groupMark(entries []string, shrunk map[string]struct{}) func(*pend
 		for _, id := range entries {
 			p.addEntry(id)
 		}
-		p.shrunk = p.shrunk || less
-		p.federated = p.federated || federated
+		p.shrunk = p.shrunk || shrunk
 	}
 }
 
-// shrunk are the entries that federate with less than before.
-func (h *Hub) shrunk(c *registry.Commit) map[string]struct{} {
-	var out map[string]struct{}
+// keepsFederation says whether the commit only changes entries that federate, in
+// place, to federate with the same or more. It spares each agent a walk over all
+// its entries in the most usual case.
+func (h *Hub) keepsFederation(c *registry.Commit) bool {
 	for _, change := range c.Entries {
-		before := h.federating[change.ID]
-		if before == nil || change.Now == nil {
-			continue // An entry that is gone is removed, which is enough.
+		before, now := h.federating[change.ID], change.Now
+		if before == nil || now == nil || now.IsAlias() || now.ParentID != before.ParentID || now.SPIFFEID != before.SPIFFEID {
+			return false
 		}
-		for _, td := range before {
-			if slices.Contains(change.Now.FederatesWith, td) {
-				continue
+		for _, td := range before.FederatesWith {
+			if !slices.Contains(now.FederatesWith, td) {
+				return false
 			}
-			if out == nil {
-				out = make(map[string]struct{})
-			}
-			out[change.ID] = struct{}{}
-			break
 		}
 	}
-	return out
+	return true
 }
 
 // publishBundles is called with mu held.
@@ -122,16 +114,16 @@ func (h *Hub) publishBundles(c *registry.Commit) {
 	}
 }
 
-// remember keeps which entries federate, and with whom.
+// remember keeps the entries that federate.
 func (h *Hub) remember(c *registry.Commit) {
 	if c.Reset {
-		h.federating = make(map[string][]spiffeid.TrustDomain)
+		h.federating = make(map[string]*registry.Entry)
 	}
 	for _, change := range c.Entries {
 		if change.Now == nil || len(change.Now.FederatesWith) == 0 {
 			delete(h.federating, change.ID)
 			continue
 		}
-		h.federating[change.ID] = change.Now.FederatesWith
+		h.federating[change.ID] = change.Now
 	}
 }

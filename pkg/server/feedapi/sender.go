@@ -68,8 +68,7 @@ func (s *sender) round(ctx context.Context, rev store.Revision, p pending) error
 		return s.resync(ctx, p)
 	}
 	c := chunks{send: s.send, revision: rev}
-	removed, err := s.entries(&c, p)
-	if err != nil {
+	if err := s.entries(&c, p); err != nil {
 		return err
 	}
 	for td := range p.bundles {
@@ -80,7 +79,7 @@ func (s *sender) round(ctx context.Context, rev store.Revision, p pending) error
 			return err
 		}
 	}
-	if p.shrunk || p.federated && removed {
+	if p.shrunk {
 		if err := s.dropBundles(&c, s.needed(s.hub.snapshot(s.st.agent))); err != nil {
 			return err
 		}
@@ -93,25 +92,24 @@ func (s *sender) round(ctx context.Context, rev store.Revision, p pending) error
 }
 
 // entries sends each pending entry as it is, or that it is none of the agent's
-// (any more), and says whether there was one of the latter. A trust domain that
-// an entry brings goes before it.
-func (s *sender) entries(c *chunks, p pending) (removed bool, err error) {
+// (any more).
+func (s *sender) entries(c *chunks, p pending) error {
 	for id := range p.entries {
 		e, ok := s.hub.lookup(s.st.agent, id)
 		if !ok {
-			removed = true
 			if err := c.remove(id); err != nil {
-				return removed, err
+				return err
 			}
 			continue
 		}
 		if err := s.entry(c, e); err != nil {
-			return removed, err
+			return err
 		}
 	}
-	return removed, nil
+	return nil
 }
 
+// entry sends an entry, after the bundles that it is the first to need.
 func (s *sender) entry(c *chunks, e *registry.Entry) error {
 	for _, td := range e.FederatesWith {
 		if s.st.needing(td) {
@@ -135,9 +133,13 @@ func (s *sender) resync(ctx context.Context, p pending) error {
 	if err != nil {
 		return err
 	}
-	// What was marked up to the snapshot belongs to it, or the digest would
-	// not hold. What was marked meanwhile may be of later commits as well, so
-	// it stays pending.
+	return s.settle(snap, p)
+}
+
+// settle brings the agent to a snapshot that was taken after p was. What was
+// marked up to the snapshot belongs to it, or the digest would not hold. What
+// was marked meanwhile may be of later commits as well, so it stays pending.
+func (s *sender) settle(snap entitle.Snapshot, p pending) error {
 	late := s.st.take()
 	p.merge(late)
 	s.st.mark(func(later *pending) { later.merge(late) })
