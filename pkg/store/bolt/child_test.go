@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/bolt"
@@ -26,7 +29,9 @@ func TestMain(m *testing.M) {
 	if len(args) == 0 {
 		os.Exit(m.Run())
 	}
-	if err := child(context.Background(), args); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := child(ctx, args); err != nil {
 		fmt.Fprintln(os.Stderr, "child:", err)
 		os.Exit(1)
 	}
@@ -63,14 +68,17 @@ func child(ctx context.Context, args []string) error {
 
 // endureFaults makes updates, of which the disk refuses some, and checks that
 // the store is honest about each.
-func endureFaults(ctx context.Context, s store.Store, updates int, ack func(storetest.Ack) error) error {
+func endureFaults(ctx context.Context, s *bolt.Store, updates int, ack func(storetest.Ack) error) error {
 	done := 0
 	for range updates {
 		before, err := s.Head(ctx)
 		if err != nil {
 			return err
 		}
-		rev, err := storetest.CrashUpdate(ctx, s, 0, done+1)
+		rev, seen, err := updateAndLook(ctx, s, done+1)
+		if seen != (err == nil) {
+			return fmt.Errorf("update %d ended with %w; that its neighbour saw it: %v", done+1, err, seen)
+		}
 		if err == nil {
 			done++
 			if err := ack(storetest.Ack{Client: 0, Update: done, Revision: rev}); err != nil {
@@ -92,6 +100,64 @@ func endureFaults(ctx context.Context, s store.Store, updates int, ack func(stor
 		}
 	}
 	return nil
+}
+
+// errSeen is what a neighbour answers that finds an update made.
+var errSeen = errors.New("the update is there")
+
+// updateAndLook makes an update and, in the same group, an Update that looks
+// for it and fails. Its failure says that the update is there, so it may be
+// returned only once that is on disk. A third one is last in line, and commits.
+func updateAndLook(ctx context.Context, s *bolt.Store, n int) (rev store.Revision, seen bool, err error) {
+	var g errgroup.Group
+	var lookErr error
+	begun := make(chan struct{})
+	g.Go(func() error {
+		<-begun
+		_, lookErr = s.Update(ctx, func(tx store.RWTx) error {
+			for kv, err := range tx.Scan("log/0/", fmt.Sprintf("log/0/%06d", n-1)) {
+				if err != nil || kv.Key != fmt.Sprintf("log/0/%06d", n) {
+					return fmt.Errorf("found %s: %w", kv.Key, err)
+				}
+				return errSeen
+			}
+			return nil
+		})
+		return nil
+	})
+	g.Go(func() error {
+		<-begun
+		for bolt.Queued(s) == 0 && ctx.Err() == nil {
+			time.Sleep(10 * time.Microsecond)
+		}
+		_, _ = s.Update(ctx, func(store.RWTx) error { return nil }) // Fails with the group.
+		return nil
+	})
+	rev, err = storetest.CrashUpdate(ctx, &joined{Store: s, begun: sync.OnceFunc(func() { close(begun) })}, 0, n)
+	if err := g.Wait(); err != nil {
+		return 0, false, err
+	}
+	return rev, errors.Is(lookErr, errSeen), err
+}
+
+// joined is a store whose Updates go on only when two others have queued.
+type joined struct {
+	*bolt.Store
+	begun func()
+}
+
+func (j *joined) Update(ctx context.Context, fn func(store.RWTx) error) (store.Revision, error) {
+	return j.Store.Update(ctx, func(tx store.RWTx) error {
+		err := fn(tx)
+		if err != nil {
+			return err // The one that fails on purpose.
+		}
+		j.begun()
+		for bolt.Queued(j.Store) < 2 && ctx.Err() == nil {
+			time.Sleep(10 * time.Microsecond)
+		}
+		return nil
+	})
 }
 
 // wantAt checks that a refused Update shows nowhere.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -18,6 +19,9 @@ import (
 	"github.com/credence-id/credence/pkg/store/bolt"
 	"github.com/credence-id/credence/pkg/store/storetest"
 )
+
+// For a long run: go test -run TestCrash ./pkg/store/bolt -crash.updates=500.
+var crashUpdates = flag.Int("crash.updates", 20, "updates of each client that TestCrash records")
 
 // errNoTrace is why a process cannot be traced here.
 var errNoTrace = errors.New("system calls cannot be traced here")
@@ -87,7 +91,7 @@ func killAfter(t *testing.T, path string, n int) []storetest.Ack {
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	path := tempPath(t)
-	updates := 20
+	updates := *crashUpdates
 	if testing.Short() {
 		updates = 4
 	}

@@ -129,7 +129,7 @@ func testEmptyUpdate(t *testing.T, e Engine) {
 		t.Errorf("Head = %d, want %d", got, at)
 	}
 	last := put(t, s, "c", "2")
-	for b, err := range s.Watch(t.Context(), "", at) {
+	for b, err := range s.Watch(soon(t), "", at) {
 		if err != nil || b.Revision != last {
 			t.Errorf("next batch is %d, %v; want %d", b.Revision, err, last)
 		}

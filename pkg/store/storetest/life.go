@@ -100,7 +100,7 @@ func testClose(t *testing.T, e Engine) {
 	<-inView
 	for range 3 {
 		g.Go(func() error {
-			for _, err := range s.Watch(t.Context(), "", 0) {
+			for _, err := range s.Watch(soon(t), "", 0) {
 				if err != nil {
 					if !errors.Is(err, store.ErrClosed) {
 						return fmt.Errorf("watch: %w", err)
@@ -199,14 +199,14 @@ func testReopen(t *testing.T, e Engine) {
 	if next <= at {
 		t.Errorf("after %d came revision %d", at, next)
 	}
-	for b, err := range s.Watch(t.Context(), "", at) {
+	for b, err := range s.Watch(soon(t), "", at) {
 		if err != nil || b.Revision != next {
 			t.Errorf("watch from before: batch %d, %v; want %d", b.Revision, err, next)
 		}
 		break
 	}
 	// Older history is either whole or compacted.
-	got, err := follow(t.Context(), s, "", map[string]string{}, 0, next)
+	got, err := follow(soon(t), s, "", map[string]string{}, 0, next)
 	if err != nil {
 		wantErr(t, "watching older history", err, store.ErrCompacted)
 		return
@@ -239,7 +239,7 @@ func testBackup(t *testing.T, e Engine) {
 		t.Fatal(err)
 	}
 	for _, c := range copies {
-		want, err := follow(t.Context(), s, "", map[string]string{}, 0, c.rev)
+		want, err := follow(soon(t), s, "", map[string]string{}, 0, c.rev)
 		if err != nil {
 			t.Fatal(err)
 		}

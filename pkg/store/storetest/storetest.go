@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -216,6 +217,13 @@ func follow(ctx context.Context, s store.Store, prefix string, state map[string]
 		}
 	}
 	return state, nil
+}
+
+// soon is a context for what would wait for ever if the engine lost something.
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 // wantErr checks an error by identity.

@@ -137,7 +137,7 @@ func testWatchOrder(t *testing.T, e Engine) {
 			s := stores[i%2]
 			i++
 			watchers.Go(func() error {
-				seen, err := collect(t.Context(), s, prefix, pause)
+				seen, err := collect(soon(t), s, prefix, pause)
 				if err != nil {
 					return fmt.Errorf("%s watcher of %q: %w", pace, prefix, err)
 				}
@@ -150,7 +150,7 @@ func testWatchOrder(t *testing.T, e Engine) {
 	}
 	var writers errgroup.Group
 	for client := range 8 {
-		writers.Go(func() error { return j.write(t.Context(), stores[client%2], client, 50) })
+		writers.Go(func() error { return j.write(soon(t), stores[client%2], client, 50) })
 	}
 	if err := writers.Wait(); err != nil {
 		t.Fatal(err)
@@ -193,7 +193,7 @@ func testWatchResume(t *testing.T, e Engine) {
 	last := len(revs) - 1
 	for i, after := range revs {
 		for until := i + 1; until <= last; until += 1 + last/3 {
-			got, err := follow(t.Context(), s, "k/", states[i], after, revs[until])
+			got, err := follow(soon(t), s, "k/", states[i], after, revs[until])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -230,11 +230,11 @@ func (p pull) wantEnd(t *testing.T, what string, want error) {
 func testWatchWaits(t *testing.T, e Engine) {
 	s := e.fresh(t)
 	at := put(t, s, "a", "1")
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(soon(t))
 	var g errgroup.Group
 	g.Go(func() error {
 		time.Sleep(20 * time.Millisecond)
-		_, err := s.Update(t.Context(), func(tx store.RWTx) error {
+		_, err := s.Update(soon(t), func(tx store.RWTx) error {
 			tx.Put("a", []byte("2"))
 			return nil
 		})
@@ -274,17 +274,17 @@ func testWatchCompacted(t *testing.T, e Engine) {
 	update(t, s, func(tx store.RWTx) { tx.Delete("k/3") })
 	e.Compact(t, s)
 	for _, after := range []store.Revision{0, 1, old} {
-		p := pullWatch(t.Context(), s, "k/", after)
+		p := pullWatch(soon(t), s, "k/", after)
 		p.wantEnd(t, fmt.Sprintf("a watch after %d, compacted", after), store.ErrCompacted)
 		p.stop()
 	}
-	state, at, err := content(t.Context(), s, "k/")
+	state, at, err := content(soon(t), s, "k/")
 	if err != nil {
 		t.Fatalf("View: %v", err)
 	}
 	put(t, s, "k/9", "new", "other", "")
 	until := update(t, s, func(tx store.RWTx) { tx.Delete("k/1") })
-	got, err := follow(t.Context(), s, "k/", state, at, until)
+	got, err := follow(soon(t), s, "k/", state, at, until)
 	if err != nil {
 		t.Fatalf("after a rescan: %v", err)
 	}
@@ -294,7 +294,7 @@ func testWatchCompacted(t *testing.T, e Engine) {
 func testWatchAhead(t *testing.T, e Engine) {
 	s := e.fresh(t)
 	at := put(t, s, "a", "1")
-	p := pullWatch(t.Context(), s, "", at+1)
+	p := pullWatch(soon(t), s, "", at+1)
 	defer p.stop()
 	p.wantEnd(t, "a watch after a revision that never was", store.ErrCompacted)
 }
@@ -303,7 +303,7 @@ func testWatchAhead(t *testing.T, e Engine) {
 func testWatchSlow(t *testing.T, e Engine) {
 	s := e.fresh(t)
 	at := put(t, s, "a", "0")
-	p := pullWatch(t.Context(), s, "", 0)
+	p := pullWatch(soon(t), s, "", 0)
 	defer p.stop()
 	if b, err, _ := p.next(); err != nil || b.Revision != at {
 		t.Fatalf("first batch is %d, %v; want %d", b.Revision, err, at)
@@ -328,17 +328,17 @@ func testWatchHandOver(t *testing.T, e Engine) {
 	j := &journal{batches: make(map[store.Revision]map[string]string)}
 	var writers, caches errgroup.Group
 	for client := range 4 {
-		writers.Go(func() error { return j.write(t.Context(), stores[client%2], client, 50) })
+		writers.Go(func() error { return j.write(soon(t), stores[client%2], client, 50) })
 	}
 	states := make([]map[string]string, 6)
 	for i := range states {
 		caches.Go(func() error {
 			time.Sleep(time.Duration(i) * 2 * time.Millisecond)
-			state, at, err := content(t.Context(), stores[i%2], "")
+			state, at, err := content(soon(t), stores[i%2], "")
 			if err != nil {
 				return err
 			}
-			for b, err := range stores[i%2].Watch(t.Context(), "", at) {
+			for b, err := range stores[i%2].Watch(soon(t), "", at) {
 				if err != nil {
 					return err
 				}
