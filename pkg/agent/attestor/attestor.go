@@ -33,7 +33,7 @@ type Config struct {
 // Runner asks attestors. Its methods may be called concurrently.
 type Runner struct {
 	cfg     Config
-	metrics *metrics
+	metrics []each // of each attestor
 	// merging has the goroutines of Answer.Invalidated.
 	merging sync.WaitGroup
 }
@@ -44,9 +44,12 @@ func New(cfg Config) (*Runner, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	r := &Runner{cfg: cfg, metrics: newMetrics()}
-	if err := r.metrics.register(cfg.Metrics); err != nil {
+	r, m := &Runner{cfg: cfg}, newMetrics()
+	if err := m.register(cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("registering the attestors' metrics: %w", err)
+	}
+	for _, a := range cfg.Attestors {
+		r.metrics = append(r.metrics, m.of(a.Name()))
 	}
 	return r, nil
 }
@@ -65,9 +68,9 @@ func (r *Runner) Attest(ctx context.Context, p workload.Process) (attest.Selecto
 	if last := len(answers) - 1; last >= 0 {
 		var others sync.WaitGroup
 		for i := range last {
-			others.Go(func() { answers[i] = r.ask(ctx, r.cfg.Attestors[i], p) })
+			others.Go(func() { answers[i] = r.ask(ctx, i, p) })
 		}
-		answers[last] = r.ask(ctx, r.cfg.Attestors[last], p)
+		answers[last] = r.ask(ctx, last, p)
 		others.Wait()
 	}
 	if err := ctx.Err(); err != nil {
@@ -91,8 +94,9 @@ func (r *Runner) Attest(ctx context.Context, p workload.Process) (attest.Selecto
 // contexts given to it have ended.
 func (r *Runner) Wait() { r.merging.Wait() }
 
-func (r *Runner) ask(ctx context.Context, a workload.Attestor, p workload.Process) answer {
-	start := time.Now()
+// ask asks the attestor at i.
+func (r *Runner) ask(ctx context.Context, i int, p workload.Process) answer {
+	a, start := r.cfg.Attestors[i], time.Now()
 	bounded, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	selectors, invalidated, err := a.Attest(bounded, p)
@@ -100,10 +104,11 @@ func (r *Runner) ask(ctx context.Context, a workload.Attestor, p workload.Proces
 		err = check(a.Name(), selectors)
 	}
 	elapsed := time.Since(start)
-	r.metrics.asked(a.Name(), err, elapsed)
+	r.metrics[i].seconds.Observe(elapsed.Seconds())
 	if err == nil {
 		return answer{selectors, invalidated}
 	}
+	r.metrics[i].failures.Inc()
 	level := slog.LevelWarn
 	if ctx.Err() != nil || errors.Is(err, fs.ErrNotExist) {
 		level = slog.LevelDebug // the workload went away

@@ -1,10 +1,6 @@
 package attestor
 
-import (
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
 	seconds  *prometheus.HistogramVec
@@ -25,6 +21,16 @@ func newMetrics() *metrics {
 	}
 }
 
+// of are the metrics of one attestor.
+func (m *metrics) of(name string) each {
+	return each{m.seconds.WithLabelValues(name), m.failures.WithLabelValues(name)}
+}
+
+type each struct {
+	seconds  prometheus.Observer
+	failures prometheus.Counter
+}
+
 func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
@@ -35,11 +41,4 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		}
 	}
 	return nil
-}
-
-func (m *metrics) asked(name string, err error, d time.Duration) {
-	m.seconds.WithLabelValues(name).Observe(d.Seconds())
-	if err != nil {
-		m.failures.WithLabelValues(name).Inc()
-	}
 }

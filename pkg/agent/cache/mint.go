@@ -125,16 +125,18 @@ func (c *Cache) mint(ctx context.Context, jobs []*job) {
 		c.log.Warn("minting X509-SVIDs", telemetry.Err, err, telemetry.Count, len(jobs))
 	}
 	c.metrics.minted(jobs, err, now.Sub(start))
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	shared := retryAfter(jobs[0].r.tries + 1) // so that what failed together is tried together
 	for _, j := range jobs {
 		if err != nil {
 			j.err = err
 		} else if j.err != nil {
 			c.log.Warn("minting an X509-SVID", telemetry.EntryID, j.entry.id, telemetry.SPIFFEID, j.entry.spiffeID, telemetry.Err, j.err)
 		}
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	shared := retryAfter(jobs[0].r.tries + 1) // so that what failed together is tried together
+	for _, j := range jobs {
 		c.minted(j, now, shared)
 	}
 	c.settled(now)

@@ -185,3 +185,29 @@ func TestChanges(t *testing.T) {
 		}
 	})
 }
+
+// TestVerifierWhileTheServerIsAway: bundles of an earlier run are good for who
+// has an identity; who has none is told that this is not known, and may be given
+// the bundle.
+func TestVerifierWhileTheServerIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := cachetest.New(t, "example.org")
+		first := idleCache(t, s)
+		s.Put(s.Entry("e1", "/one", "a"))
+		s.Sync(first)
+		c := newCache(t, s)
+		if err := c.Restore(first.Snapshot(false)); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if g, err := c.Subscribe(sel("a")).AwaitSync(t.Context()); err != nil || g.Bundle == nil || time.Since(start) > 2*time.Second {
+			t.Errorf("with identity: %v after %s", err, time.Since(start))
+		}
+		g, err := c.Subscribe(sel("unknown")).AwaitSync(t.Context())
+		wantErr(t, err, cache.ErrUnavailable)
+		if g == nil || g.Bundle == nil {
+			t.Error("the bundle does not come with the error")
+		}
+	})
+}

@@ -98,11 +98,12 @@ func (s *Subscription) AwaitSVIDs(ctx context.Context) (*Grant, error) {
 
 // AwaitSync is AwaitSVIDs for those who want bundles only, and does not wait for
 // SVIDs: it waits, as long, for the first sync with the server and for our own
-// bundle. That nothing matches is no error.
+// bundle. That nothing matches is no error. With ErrUnavailable the grant comes
+// too: it may have the bundle of an earlier run.
 func (s *Subscription) AwaitSync(ctx context.Context) (*Grant, error) {
 	return s.await(ctx, func(g *Grant, p *phase, o occasion) (bool, error) {
 		switch {
-		case p.synced && (g.Bundle != nil || g.Matched == 0), o >= late && g.Bundle != nil:
+		case p.synced && (g.Bundle != nil || g.Matched == 0), o >= late && g.Bundle != nil && g.Matched > 0:
 			return true, nil
 		case o == tooLate:
 			return true, notReady(p)

@@ -101,6 +101,7 @@ func thisProcess(net.Conn) (*peer.Process, error) { return peer.Open(int32(os.Ge
 type option struct {
 	config   func(*workloadapi.Config)
 	listener net.Listener // a real one
+	quiet    bool         // logs Info and above
 }
 
 // newWorld returns a Workload API whose only caller has the selector a, in sync
@@ -109,7 +110,13 @@ func newWorld(t testing.TB, opts ...option) *world {
 	t.Helper()
 	w := &world{t: t, server: cachetest.New(t, "example.org"), attestor: &says{}, log: &lines{}, registry: prometheus.NewRegistry()}
 	w.attestor.set(nil, "a")
-	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	level := slog.LevelDebug
+	for _, o := range opts {
+		if o.quiet {
+			level = slog.LevelInfo
+		}
+	}
+	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: level}))
 	var err error
 	if w.cache, err = cache.New(cache.Config{TrustDomain: w.server.TrustDomain, Minter: w.server, Log: log, Metrics: w.registry}); err != nil {
 		t.Fatal(err)

@@ -8,10 +8,9 @@ import (
 )
 
 type metrics struct {
-	calls    *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
-	attested prometheus.Histogram
-	streams  prometheus.Gauge
+	calls   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	streams prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -25,11 +24,6 @@ func newMetrics() *metrics {
 			Help:    "Time of RPCs that are not streams, by method.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
 		}, []string{"method"}),
-		attested: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: "credence", Subsystem: "workload_api", Name: "attestation_seconds",
-			Help:    "Time to attest a caller.",
-			Buckets: prometheus.ExponentialBuckets(0.00001, 8, 7),
-		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "credence", Subsystem: "workload_api", Name: "streams",
 			Help: "Streams that are open.",
@@ -41,7 +35,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.attested, m.streams} {
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.streams} {
 		if err := r.Register(c); err != nil {
 			return err
 		}

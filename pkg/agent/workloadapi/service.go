@@ -169,7 +169,6 @@ func (s *Service) identify(ctx context.Context) (*peer.Process, error) {
 
 // attest returns the selectors of the caller, and when to ask again.
 func (s *Service) attest(ctx context.Context, proc *peer.Process) (attest.Selectors, <-chan struct{}, error) {
-	start := time.Now()
 	selectors, invalidated, err := s.cfg.Attestor.Attest(ctx, proc)
 	if err != nil {
 		return nil, nil, status.FromContextError(err).Err()
@@ -177,7 +176,6 @@ func (s *Service) attest(ctx context.Context, proc *peer.Process) (attest.Select
 	if err := s.check(ctx, proc); err != nil {
 		return nil, nil, err
 	}
-	s.metrics.attested.Observe(time.Since(start).Seconds())
 	return selectors, invalidated, nil
 }
 
