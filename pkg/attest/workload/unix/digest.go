@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"sync"
@@ -145,7 +144,7 @@ func (d *digests) hash(ctx context.Context, p workload.Process) (string, error) 
 // digest reads f to its end. The limit counts what is read, not what the file
 // said of its size.
 func digest(ctx context.Context, f io.Reader, limit int64) (string, error) {
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	buf := make([]byte, 64<<10)
 	for read := int64(0); ; {
 		if err := ctx.Err(); err != nil {

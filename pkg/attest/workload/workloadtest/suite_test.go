@@ -53,8 +53,11 @@ func (s *sample) Attest(ctx context.Context, p workload.Process) (attest.Selecto
 	if s.flaw == "foreign type" {
 		out[0].Type = "other"
 	}
-	s.last = attest.NewSelectors(out...)
-	return s.last, nil, nil
+	set := attest.NewSelectors(out...)
+	if s.flaw == "stale" {
+		s.last = set
+	}
+	return set, nil, nil
 }
 
 func subject(flaw string) Subject {
