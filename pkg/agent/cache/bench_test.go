@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 )
 

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 )

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -127,7 +127,7 @@ func TestJWTsWithJTIAreNotKept(t *testing.T) {
 	e.AdditionalAttributes = &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true}
 	s.Put(e)
 	s.Sync(c)
-	if token(t, c, "a", "x") == token(t, c, "a", "x") {
+	if first := token(t, c, "a", "x"); token(t, c, "a", "x") == first {
 		t.Error("the same token twice")
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 )
 
 // spoiled is a server whose answers were tampered with.

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/attest"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 )
 
 // watcher follows a subscription as a stream does and keeps what it was given

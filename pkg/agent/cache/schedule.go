@@ -117,7 +117,7 @@ func jitter(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return rand.N(2*d) - d
+	return rand.N(2*d) - d //nolint:gosec // No secret.
 }
 
 const (
@@ -163,7 +163,7 @@ func (c *Cache) replaceLost(old, b *Bundle, now time.Time) {
 	}
 	spread := lostSpread + lostEach*time.Duration(len(lost))
 	for _, r := range lost {
-		r.mintAt = earlier(r.mintAt, now.Add(rand.N(spread)))
+		r.mintAt = earlier(r.mintAt, now.Add(rand.N(spread))) //nolint:gosec // No secret.
 		c.schedule(r)
 	}
 	if len(lost) > 0 {

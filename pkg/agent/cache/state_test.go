@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	agentstatev1 "github.com/credence-id/credence/proto/agentstate/v1"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"github.com/google/go-cmp/cmp"

@@ -12,7 +12,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/credence-id/credence/pkg/agent/peer"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest"
@@ -96,7 +96,7 @@ func (l *lines) String() string {
 }
 
 // thisProcess takes the test for the caller.
-func thisProcess(net.Conn) (*peer.Process, error) { return peer.Open(int32(os.Getpid())) } //nolint:gosec // a PID
+func thisProcess(net.Conn) (*peer.Process, error) { return peer.Open(int32(os.Getpid())) }
 
 type option struct {
 	config   func(*workloadapi.Config)

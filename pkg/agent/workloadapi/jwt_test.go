@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"

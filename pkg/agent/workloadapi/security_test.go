@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/credence-id/credence/pkg/agent/cache/cachetest"
+	"github.com/credence-id/credence/pkg/agent/cachetest"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"

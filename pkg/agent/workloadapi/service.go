@@ -107,7 +107,6 @@ func (s *Service) Serve(ctx context.Context, lis net.Listener, creds *peer.Crede
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(connectTimeout),
 		grpc.ReadBufferSize(readBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(server, s)

@@ -16,7 +16,6 @@ import (
 
 	gospiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -287,18 +286,17 @@ func testGoSPIFFEJWT(ctx context.Context, t *testing.T, addr gospiffe.SourceOpti
 	if err != nil {
 		t.Fatal(err)
 	}
-	var _ *jwtbundle.Set = set
 	if set.Len() != 2 {
 		t.Errorf("JWT bundles of %d trust domains", set.Len())
 	}
 }
 
 // TestS21_ConnectionsLeaveNothing: descriptors and goroutines are flat over many
-// connections, with and without RPCs. CREDENCE_SOAK makes it 100,000.
+// connections, with and without RPCs. SOAK makes it 100,000.
 func TestS21_ConnectionsLeaveNothing(t *testing.T) {
 	w, path := realWorld(t)
 	n := 1000
-	if os.Getenv("CREDENCE_SOAK") != "" {
+	if os.Getenv("SOAK") != "" {
 		n = 100_000
 	}
 	cycle := func(i int) {
