@@ -148,6 +148,8 @@ func report(ctx context.Context, log *slog.Logger, err error) *status.Status {
 		level = slog.LevelDebug
 	case codes.Unavailable, codes.ResourceExhausted:
 		level = slog.LevelWarn
+	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated, codes.FailedPrecondition:
+		level = slog.LevelInfo // The client's mistake.
 	}
 	log.Log(ctx, level, "request failed", telemetry.Code, s.Code().String(), telemetry.Err, err)
 	return s
