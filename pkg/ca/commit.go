@@ -53,7 +53,7 @@ func (r *rotor) commit(ctx context.Context, c change) error {
 		records := make([]*recordv1.JournaledAuthority, 0, len(c.to))
 		for _, m := range c.to {
 			records = append(records, m.record())
-			if m.state != old && !r.published(b, m) {
+			if m.state != old && m.key != nil && !r.published(b, m) {
 				r.publish(b, m)
 			}
 		}
@@ -107,7 +107,7 @@ func (r *rotor) load(ctx context.Context) error {
 			return err
 		}
 		if l, ok := ledgers[m.id]; ok {
-			l.journaled.Store(m.signedUntil.Unix())
+			l.journaled.Store(m.ledger.journaled.Load())
 			m.ledger = l
 		}
 		members = append(members, m)
@@ -135,9 +135,15 @@ func (r *rotor) recall(ctx context.Context, record *recordv1.JournaledAuthority)
 	case err != nil:
 		return nil, fmt.Errorf("getting key %q: %w", m.slot, err)
 	}
-	if public, ok := key.Signer.Public().(interface{ Equal(crypto.PublicKey) bool }); ok && public.Equal(m.public) {
-		m.key = key.Signer
+	public, ok := key.Signer.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(m.public) {
+		return m, nil
 	}
+	if _, err := r.arm(m); err != nil {
+		r.log.Error("authority: journal is damaged, making a new authority", keyErr, err)
+		return m, nil
+	}
+	m.key = key.Signer
 	return m, nil
 }
 
@@ -180,11 +186,12 @@ func (r *rotor) observe(b *registry.Bundle) {
 	}
 }
 
-// inBundle says whether m is in the newest bundle seen; nil always is.
+// inBundle says whether m is where it must be to sign: in the newest bundle
+// seen. It is true for nil, and for one that cannot sign.
 func (r *rotor) inBundle(m *member) bool {
 	r.seen.Lock()
 	defer r.seen.Unlock()
-	return m == nil || r.bundle != nil && r.published(r.bundle, m)
+	return m == nil || m.key == nil || r.bundle != nil && r.published(r.bundle, m)
 }
 
 func (r *rotor) sweepDue() time.Time {

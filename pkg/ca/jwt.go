@@ -29,6 +29,11 @@ func (f jwtFamily) required() time.Duration { return f.cfg.requiredJWT() }
 // parties fetch the key set often, and some bound it.
 func (jwtFamily) most() int { return 3 }
 
+// shortLife is what the usual token, and the mark over it, may need.
+func (f jwtFamily) shortLife() time.Duration {
+	return f.cfg.JWTSVIDTTL + signedWindow + svid.Skew
+}
+
 func (jwtFamily) journal(j *recordv1.Journal) *[]*recordv1.JournaledAuthority { return &j.Jwt }
 
 func (f jwtFamily) create(now time.Time, key keys.Key) (*member, error) {

@@ -134,8 +134,9 @@ type family interface {
 	slots() [2]string
 	keyType() keys.Type
 	// most is how many authorities one server has in the bundle, at least
-	// three.
+	// three, unless the old ones are needed for longer than shortLife.
 	most() int
+	shortLife() time.Duration
 	// create makes an authority, prepared, around a new key.
 	create(now time.Time, key keys.Key) (*member, error)
 	// journal is the family's part of a server's journal.

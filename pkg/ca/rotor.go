@@ -17,10 +17,17 @@ import (
 // maxSteps is how many steps may be due at once; more are a contradiction.
 const maxSteps = 16
 
-// Bounds of the wait after a failed step.
+// maxMembers bounds the authorities of one kind, whatever they signed; it is far
+// beyond what rotations need.
+const maxMembers = 64
+
+// Bounds of the wait after a failed step, and after one that found the journal
+// changed by another process.
 const (
-	minRetry = 100 * time.Millisecond
-	maxRetry = 30 * time.Second
+	minRetry    = 100 * time.Millisecond
+	maxRetry    = 30 * time.Second
+	minConflict = time.Minute
+	maxConflict = time.Hour
 )
 
 // errForeign is returned when the journal is not what this process left there.
@@ -76,19 +83,26 @@ func (r *rotor) poke() {
 // run takes steps on time until ctx ends. A failed one is tried again with
 // growing pauses, meanwhile the signer that is there goes on.
 func (r *rotor) run(ctx context.Context) error {
-	var failures int
+	var failures, conflicts int
 	for {
 		next, err := r.settle(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		wake, wait := r.wake, time.Until(next)
-		if err != nil {
-			wake, wait = nil, retryAfter(failures)
-			failures++
-			r.complain(err, wait)
-		} else {
+		switch {
+		case err == nil:
 			failures = 0
+		case errors.Is(err, errForeign):
+			// Two processes that undo each other's steps: give way, ever longer.
+			wake, wait = nil, pause(conflicts, minConflict, maxConflict)
+			conflicts++
+		default:
+			wake, wait = nil, pause(failures, minRetry, maxRetry)
+			failures++
+		}
+		if err != nil {
+			r.complain(err, wait)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -108,8 +122,9 @@ func (r *rotor) complain(err error, wait time.Duration) {
 	r.log.Log(context.Background(), level, "authority: step not taken", keyErr, err, keyRetry, wait)
 }
 
-func retryAfter(failures int) time.Duration {
-	d := min(minRetry<<min(failures, 16), maxRetry)
+// pause doubles with every failure, between bounds, less a jitter of up to half.
+func pause(failures int, least, most time.Duration) time.Duration {
+	d := min(least<<min(failures, 16), most)
 	return d/2 + rand.N(d/2) //nolint:gosec // jitter, not a secret
 }
 
@@ -132,6 +147,9 @@ func (r *rotor) settle(ctx context.Context) (time.Time, error) {
 		r.due.Store(now.UnixNano())
 		if err := r.take(ctx, now, p.what); err != nil {
 			r.loaded = false // whether it was committed is not known
+			if errors.Is(err, errWithdrawn) {
+				continue // publish it first
+			}
 			return time.Time{}, fmt.Errorf("%s the %s authority: %w", p.what, r.name(), err)
 		}
 	}
@@ -265,16 +283,30 @@ func (r *rotor) prepare(ctx context.Context, now time.Time) error {
 }
 
 // bound keeps the bundle small when a server with keys in memory restarts again
-// and again.
+// and again: what such a server signed some restarts ago stops verifying, but
+// for tokens that were given a long life.
 func (r *rotor) bound(c *change) {
 	for len(c.to) > r.most() {
-		first := olds(r.family, c.to)[0]
+		first := r.expendable(c)
+		if first == nil {
+			return
+		}
 		if c.now.Before(r.keepUntil(first)) {
 			r.log.Warn("authority: too many restarts in a short time, dropping an old key before its time: use a key manager that keeps keys",
 				keyAuthority, first.id)
 		}
 		c.remove(first)
 	}
+}
+
+// expendable returns the old authority to be dropped first, or nil.
+func (r *rotor) expendable(c *change) *member {
+	for _, m := range olds(r.family, c.to) {
+		if len(c.to) > maxMembers || !r.keepUntil(m).After(c.now.Add(r.shortLife())) {
+			return m
+		}
+	}
+	return nil
 }
 
 // activate makes the prepared authority the one that signs. That it was in the
@@ -323,8 +355,13 @@ func (r *rotor) prune(ctx context.Context, now time.Time) error {
 	for _, m := range olds(r.family, r.members) {
 		if !now.Before(r.keepUntil(m)) {
 			c.remove(m)
-			r.log.Info("authority: pruned", keyAuthority, m.id, keyNotAfter, m.notAfter)
 		}
 	}
-	return r.commit(ctx, c)
+	if err := r.commit(ctx, c); err != nil {
+		return err
+	}
+	for _, m := range c.drop {
+		r.log.Info("authority: pruned", keyAuthority, m.id, keyNotAfter, m.notAfter)
+	}
+	return nil
 }

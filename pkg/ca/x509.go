@@ -30,9 +30,11 @@ func (x509Family) slots() [2]string          { return [2]string{"x509-ca-a", "x5
 func (f x509Family) keyType() keys.Type      { return f.cfg.CAKeyType }
 func (f x509Family) required() time.Duration { return f.cfg.required() }
 
-// most is far beyond what rotations need; at a restart a minute, those dropped
-// signed nothing that is younger than an hour.
-func (x509Family) most() int { return 64 }
+// most: at a restart a minute, those dropped signed nothing that is younger than
+// an hour.
+func (x509Family) most() int { return maxMembers }
+
+func (x509Family) shortLife() time.Duration { return 0 }
 
 func (x509Family) journal(j *recordv1.Journal) *[]*recordv1.JournaledAuthority { return &j.X509 }
 
