@@ -1,0 +1,6 @@
+//go:build !race
+
+package integration
+
+// raceEnabled makes the programs under test like the test itself.
+const raceEnabled = false
