@@ -2,12 +2,10 @@ package svid
 
 import (
 	"crypto"
+	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
 	"sync/atomic"
-
-	// Linked for crypto.Hash.
-	_ "crypto/sha256"
-	_ "crypto/sha512"
 )
 
 // Sentinel errors, tested with errors.Is.
@@ -44,9 +42,17 @@ func (a *approval) Take() (digest []byte, opts crypto.SignerOpts, err error) {
 	if !a.state.CompareAndSwap(approved, taken) {
 		return nil, nil, ErrUsed
 	}
-	h := a.hash.New()
-	h.Write(a.tbs)
-	return h.Sum(nil), a.hash, nil
+	switch a.hash {
+	case crypto.SHA256:
+		sum := sha256.Sum256(a.tbs)
+		return sum[:], a.hash, nil
+	case crypto.SHA384:
+		sum := sha512.Sum384(a.tbs)
+		return sum[:], a.hash, nil
+	default:
+		sum := sha512.Sum512(a.tbs)
+		return sum[:], crypto.SHA512, nil
+	}
 }
 
 // seal says whether the signature may be attached: after Take, once.

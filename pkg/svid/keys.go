@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"fmt"
 
-	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
@@ -92,16 +91,12 @@ func encodeKey(pub crypto.PublicKey) (spki, error) {
 		bits = x509.MarshalPKCS1PublicKey(k)
 	}
 
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(alg)+len(bits)+16))
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(alg)
-		b.AddASN1BitString(bits)
-	})
-	der, err := b.Bytes()
-	if err != nil {
-		return spki{}, fmt.Errorf("encoding the public key: %w", err)
-	}
+	w := newWriter(len(alg) + len(bits) + 16)
+	at := w.open(cbasn1.SEQUENCE)
+	w.bytes(alg)
+	w.bitString(bits)
+	w.close(at)
 	// RFC 7093, 2, method 1: the leftmost 160 bits of SHA-256.
 	sum := sha256.Sum256(bits)
-	return spki{der: der, keyID: sum[:20]}, nil
+	return spki{der: w.der, keyID: sum[:20]}, nil
 }

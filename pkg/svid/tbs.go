@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
@@ -23,7 +22,6 @@ type X509Issuer struct {
 	hash                crypto.Hash
 	intermediates       [][]byte
 
-	head   []byte // version
 	sigAlg []byte // AlgorithmIdentifier of the signature
 	name   []byte // issuer
 	aki    []byte // extension authorityKeyIdentifier
@@ -57,15 +55,10 @@ func NewX509Issuer(td spiffeid.TrustDomain, chain []*x509.Certificate) (*X509Iss
 	if i.sigAlg, i.hash, err = signatureAlgorithm(ca.PublicKey); err != nil {
 		return nil, err
 	}
-	i.head = []byte{0xa0, 0x03, 0x02, 0x01, 0x02}
-	i.aki, err = build(64, func(b *cryptobyte.Builder) {
-		addExtension(b, 35, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(ca.SubjectKeyId) })
-			})
-		})
-	})
-	return i, err
+	w := newWriter(64)
+	w.authorityKeyIdentifier(ca.SubjectKeyId)
+	i.aki = w.der
+	return i, nil
 }
 
 // NotAfter is the end of the authority's validity, and so of everything it
@@ -114,6 +107,9 @@ func signatureAlgorithm(pub crypto.PublicKey) ([]byte, crypto.Hash, error) {
 	return nil, 0, fmt.Errorf("%w: authority: key type %T", ErrRefused, pub)
 }
 
+// version3 is the field version of an X.509 v3 certificate.
+var version3 = []byte{0xa0, 0x03, 0x02, 0x01, 0x02}
+
 // Extensions that are the same in every X509-SVID, DER: keyUsage critical,
 // digitalSignature | keyEncipherment | keyAgreement; extKeyUsage serverAuth and
 // clientAuth; basicConstraints critical, not a CA (X509-SVID, 4.1 and
@@ -134,47 +130,69 @@ var subjectHead = []byte{
 }
 
 // encode writes the TBSCertificate (RFC 5280, 4.1).
-func (i *X509Issuer) encode(s *X509SVID, serial []byte, req *X509Request, key spki) ([]byte, error) {
-	return build(1024, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddBytes(i.head)
-			b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(serial) })
-			b.AddBytes(i.sigAlg)
-			b.AddBytes(i.name)
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				addTime(b, s.NotBefore)
-				addTime(b, s.NotAfter)
-			})
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddBytes(subjectHead)
-				addCommonName(b, req.DNSNames)
-			})
-			b.AddBytes(key.der)
-			b.AddASN1(cbasn1.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddBytes(constantExtensions)
-					addExtension(b, 14, func(b *cryptobyte.Builder) { b.AddASN1OctetString(key.keyID) })
-					b.AddBytes(i.aki)
-					addExtension(b, 17, func(b *cryptobyte.Builder) { addSANs(b, req) })
-				})
-			})
-		})
-	})
+func (i *X509Issuer) encode(s *X509SVID, serial []byte, req *X509Request, key spki) []byte {
+	w := newWriter(512 + len(i.name) + len(key.der) + len(req.ID.String()) + 64*len(req.DNSNames))
+	tbs := w.open(cbasn1.SEQUENCE)
+	w.bytes(version3)
+	w.value(cbasn1.INTEGER, serial)
+	w.bytes(i.sigAlg)
+	w.bytes(i.name)
+	validity := w.open(cbasn1.SEQUENCE)
+	w.time(s.NotBefore)
+	w.time(s.NotAfter)
+	w.close(validity)
+	subject := w.open(cbasn1.SEQUENCE)
+	w.bytes(subjectHead)
+	w.commonName(req.DNSNames)
+	w.close(subject)
+	w.bytes(key.der)
+	explicit := w.open(cbasn1.Tag(3).ContextSpecific().Constructed())
+	extensions := w.open(cbasn1.SEQUENCE)
+	w.bytes(constantExtensions)
+	w.keyIdentifier(key.keyID)
+	w.bytes(i.aki)
+	w.alternativeNames(req)
+	w.close(extensions)
+	w.close(explicit)
+	w.close(tbs)
+	return w.der
 }
 
-// addSANs writes GeneralNames: DNS names, then the one URI.
-func addSANs(b *cryptobyte.Builder, req *X509Request) {
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		for _, name := range req.DNSNames {
-			b.AddASN1(cbasn1.Tag(2).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(name)) })
-		}
-		b.AddASN1(cbasn1.Tag(6).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(req.ID.String())) })
-	})
+// keyIdentifier writes the extension subjectKeyIdentifier.
+func (w *writer) keyIdentifier(id []byte) {
+	ext, value := w.openExtension(14)
+	w.value(cbasn1.OCTET_STRING, id)
+	w.close(value)
+	w.close(ext)
 }
 
-// addCommonName writes the first DNS name as CN, as SPIRE does, unless it is
+// authorityKeyIdentifier writes the extension of that name.
+func (w *writer) authorityKeyIdentifier(id []byte) {
+	ext, value := w.openExtension(35)
+	seq := w.open(cbasn1.SEQUENCE)
+	w.value(cbasn1.Tag(0).ContextSpecific(), id)
+	w.close(seq)
+	w.close(value)
+	w.close(ext)
+}
+
+// alternativeNames writes the extension subjectAltName: DNS names, then the one
+// URI.
+func (w *writer) alternativeNames(req *X509Request) {
+	ext, value := w.openExtension(17)
+	names := w.open(cbasn1.SEQUENCE)
+	for _, name := range req.DNSNames {
+		w.text(cbasn1.Tag(2).ContextSpecific(), name)
+	}
+	w.text(cbasn1.Tag(6).ContextSpecific(), req.ID.String())
+	w.close(names)
+	w.close(value)
+	w.close(ext)
+}
+
+// commonName writes the first DNS name as CN, as SPIRE does, unless it is
 // longer than a CN may be.
-func addCommonName(b *cryptobyte.Builder, names []string) {
+func (w *writer) commonName(names []string) {
 	if len(names) == 0 || len(names[0]) > maxCommonName {
 		return
 	}
@@ -182,49 +200,21 @@ func addCommonName(b *cryptobyte.Builder, names []string) {
 	if names[0][0] == '*' {
 		tag = cbasn1.UTF8String // an asterisk is not in PrintableString
 	}
-	b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddBytes([]byte{0x06, 0x03, 0x55, 0x04, 0x03})
-			b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(names[0])) })
-		})
-	})
-}
-
-// addExtension writes a non-critical extension of the id-ce arc (2.5.29.n).
-func addExtension(b *cryptobyte.Builder, n byte, value cryptobyte.BuilderContinuation) {
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes([]byte{0x06, 0x03, 0x55, 0x1d, n})
-		b.AddASN1(cbasn1.OCTET_STRING, value)
-	})
-}
-
-// addTime writes UTCTime through 2049 and GeneralizedTime after (RFC 5280,
-// 4.1.2.5).
-func addTime(b *cryptobyte.Builder, t time.Time) {
-	tag, layout := cbasn1.UTCTime, "060102150405Z"
-	if y := t.Year(); y < 1950 || y >= 2050 {
-		tag, layout = cbasn1.GeneralizedTime, "20060102150405Z"
-	}
-	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes(t.AppendFormat(nil, layout)) })
+	set := w.open(cbasn1.SET)
+	attribute := w.open(cbasn1.SEQUENCE)
+	w.bytes([]byte{0x06, 0x03, 0x55, 0x04, 0x03})
+	w.text(tag, names[0])
+	w.close(attribute)
+	w.close(set)
 }
 
 // assemble writes the Certificate.
-func assemble(tbs, sigAlg, signature []byte) ([]byte, error) {
-	return build(len(tbs)+len(sigAlg)+len(signature)+16, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddBytes(tbs)
-			b.AddBytes(sigAlg)
-			b.AddASN1BitString(signature)
-		})
-	})
-}
-
-func build(size int, fn cryptobyte.BuilderContinuation) ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, size))
-	fn(b)
-	der, err := b.Bytes()
-	if err != nil {
-		return nil, fmt.Errorf("encoding DER: %w", err)
-	}
-	return der, nil
+func assemble(tbs, sigAlg, signature []byte) []byte {
+	w := newWriter(len(tbs) + len(sigAlg) + len(signature) + 16)
+	cert := w.open(cbasn1.SEQUENCE)
+	w.bytes(tbs)
+	w.bytes(sigAlg)
+	w.bitString(signature)
+	w.close(cert)
+	return w.der
 }

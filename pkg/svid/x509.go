@@ -196,12 +196,8 @@ func (a *X509Approval) Seal(signature []byte) (*X509SVID, error) {
 	if err := a.seal(); err != nil {
 		return nil, err
 	}
-	der, err := assemble(a.tbs, a.issuer.sigAlg, signature)
-	if err != nil {
-		return nil, err
-	}
 	s := a.svid
-	s.Chain = append([][]byte{der}, a.issuer.intermediates...)
+	s.Chain = append([][]byte{assemble(a.tbs, a.issuer.sigAlg, signature)}, a.issuer.intermediates...)
 	return &s, nil
 }
 
@@ -233,9 +229,6 @@ func (i *X509Issuer) Approve(now time.Time, random [16]byte, req X509Request) (*
 	random[0] = random[0]&0x7f | 0x40
 	a.svid.Serial = new(big.Int).SetBytes(random[:]).String()
 	a.hash = i.hash
-	a.tbs, err = i.encode(&a.svid, random[:], &req, key)
-	if err != nil {
-		return nil, err
-	}
+	a.tbs = i.encode(&a.svid, random[:], &req, key)
 	return a, nil
 }
