@@ -97,8 +97,8 @@ func (r *Runner) Wait() { r.merging.Wait() }
 // ask asks the attestor at i.
 func (r *Runner) ask(ctx context.Context, i int, p workload.Process) answer {
 	a, start := r.cfg.Attestors[i], time.Now()
-	bounded, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
-	defer cancel()
+	bounded := withDeadline(ctx, start.Add(r.cfg.Timeout))
+	defer bounded.stop()
 	selectors, invalidated, err := a.Attest(bounded, p)
 	if err == nil {
 		err = check(a.Name(), selectors)
