@@ -72,7 +72,7 @@ type Section struct {
 	// identity; default false.
 	AllowUnauthenticatedVerifiers bool `hcl:"allow_unauthenticated_verifiers"`
 	// AllowedForeignJWTClaims are the claims that ValidateJWTSVID reports of
-	// tokens from other trust domains; default all.
+	// tokens from other trust domains, beside sub, aud and exp; default none.
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims"`
 }
 
