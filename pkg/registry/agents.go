@@ -134,7 +134,7 @@ func consume(tx store.RWTx, token string, publicKey []byte, hasAgent bool, now t
 }
 
 func (r *Registry) loadAgent(tx store.Tx, id spiffeid.ID) (*Agent, error) {
-	if !id.MemberOf(r.td) {
+	if !id.MemberOf(r.td) || len(id.Path()) > maxAgentPath {
 		return nil, fmt.Errorf("agent %q: %w", id, ErrNotFound)
 	}
 	kv, found, err := get(tx, agentKey(id))
