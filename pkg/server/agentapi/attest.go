@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/svid"
+	"github.com/credence-id/credence/pkg/telemetry"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -83,13 +85,19 @@ func (s *Service) attest(ctx context.Context, e *exchange) (*agentv1.AttestAgent
 		s.cfg.Audit.Record(ctx, attempt(ctx, method, ""), err)
 		return nil, verifyError(ctx, err)
 	}
-	// 3. Let it in.
-	done := s.cfg.Audit.Begin(ctx, attempt(ctx, method, found.AgentID.String()))
-	out, err := s.admit(ctx, method, found, key)
-	done(err, issued(out)...)
-	if err != nil {
-		return nil, admitError(found, err)
+	// 3. Let it in. A join token is part of the agent's ID and is nothing for
+	// a log before it is spent (S22).
+	subject := found.AgentID.String()
+	if found.JoinToken != "" {
+		subject = ""
 	}
+	done := s.cfg.Audit.Begin(ctx, attempt(ctx, method, subject))
+	out, err := s.admit(ctx, method, found, key)
+	if err != nil {
+		done(err)
+		return nil, admitError(err)
+	}
+	done(nil, append(issued(out), slog.String(telemetry.AgentID, found.AgentID.String()))...)
 	return &agentv1.AttestAgentResponse_Result{Svid: x509SVID(found.AgentID, out), Reattestable: found.CanReattest}, nil
 }
 
@@ -157,7 +165,8 @@ func (s *Service) checkResult(method string, r node.Result) error {
 			return fmt.Errorf("node attestor %q gave a selector of type %q", method, sel.Type)
 		}
 	}
-	return nil
+	agent := registry.Agent{ID: r.AgentID, AttestationType: method, Selectors: r.Selectors}
+	return agent.Validate(s.cfg.TrustDomain)
 }
 
 func checkParams(p *agentv1.AttestAgentRequest_Params) error {
@@ -201,7 +210,7 @@ func verifyError(ctx context.Context, err error) error {
 }
 
 // admitError says in SPIRE's words why a verified agent is not let in.
-func admitError(found node.Result, err error) error {
+func admitError(err error) error {
 	switch {
 	case errors.Is(err, registry.ErrTokenExpired):
 		return rpcerr.New(codes.InvalidArgument, "join token expired")
@@ -212,7 +221,7 @@ func admitError(found node.Result, err error) error {
 	case errors.Is(err, errUsedEvidence):
 		return rpcerr.New(codes.PermissionDenied, "failed to attest: %v", err)
 	}
-	return fmt.Errorf("admitting agent %s: %w", found.AgentID, err)
+	return fmt.Errorf("admitting an agent: %w", err)
 }
 
 // exchange is the conversation of one attestation.

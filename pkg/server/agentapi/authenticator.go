@@ -142,11 +142,9 @@ func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, cert *x509.Cer
 		end(nil)
 		cancel()
 	}
-	// Commits that were applied before the hold was there are in the index.
-	agent, ok := a.index.Agent(id)
-	if !ok {
-		err = registry.ErrNotFound
-	}
+	// A commit that was applied before the hold was there may not be in the
+	// index yet; it is in the store.
+	agent, err = a.records.LoadAgent(ctx, id)
 	if err := refusal(id, h.serial, agent, err); err != nil {
 		release()
 		return nil, nil, err

@@ -89,8 +89,16 @@ type Agent struct {
 }
 
 // NewAgent attests an agent, by way of the registry, with the selectors
-// test:<name> and test:all.
+// test:<name> and test:all, and waits until the server knows it.
 func (w *World) NewAgent(tb testing.TB, name string) *Agent {
+	tb.Helper()
+	a := w.AttestedAgent(tb, name)
+	w.Fresh(tb)
+	return a
+}
+
+// AttestedAgent is NewAgent that does not wait.
+func (w *World) AttestedAgent(tb testing.TB, name string) *Agent {
 	tb.Helper()
 	a := &Agent{Key: NewKey(tb)}
 	var err error
@@ -99,12 +107,11 @@ func (w *World) NewAgent(tb testing.TB, name string) *Agent {
 	out, err := w.Authority.IssueX509(tb.Context(), time.Now(), svid.X509Request{Kind: svid.Agent, ID: a.ID, PublicKey: a.Key.Public()})
 	must(tb, err)
 	a.Cert = tls.Certificate{Certificate: out.Chain, PrivateKey: a.Key}
-	made, err := w.Registry.AttestAgent(tb.Context(), &registry.Agent{
+	_, err = w.Registry.AttestAgent(tb.Context(), &registry.Agent{
 		ID: a.ID, AttestationType: "test", Serial: out.Serial, NotAfter: out.NotAfter,
 		Selectors: attest.NewSelectors(attest.Selector{Type: "test", Value: name}, attest.Selector{Type: "test", Value: "all"}),
 	}, "", nil)
 	must(tb, err)
-	must(tb, w.Index.WaitFor(tb.Context(), made.ModRevision))
 	return a
 }
 

@@ -124,14 +124,14 @@ func (w *World) follow(tb testing.TB, hold func(*registry.Commit)) {
 			if hold != nil {
 				hold(c)
 			}
-			w.Index.Apply(c)
 			touched := w.Graph.Apply(c)
+			w.Agents.Apply(c)
 			for _, b := range c.Bundles {
 				if b.TrustDomain == w.TrustDomain {
 					w.Authority.ObserveBundle(b.Now)
 				}
 			}
-			w.Agents.Apply(c)
+			w.Index.Apply(c)
 			w.Hub.Publish(c, touched)
 			return nil
 		})
