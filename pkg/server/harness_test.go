@@ -62,7 +62,7 @@ type running struct {
 	log *logBuffer
 	// inside is for what no API can do yet, such as changing the bundle.
 	inside *control
-	stop func() error // stops it and returns what Run returned; may be called twice
+	stop   func() error // stops it and returns what Run returned; may be called twice
 }
 
 // start runs a server until the test ends.

@@ -53,7 +53,7 @@ func loadServerID(dir string) (string, error) {
 
 func makeServerID(path string) (string, error) {
 	raw := make([]byte, serverIDBytes)
-	rand.Read(raw) //nolint:errcheck // Never returns an error.
+	rand.Read(raw)
 	id := hex.EncodeToString(raw)
 	if err := atomicfile.Write(path, []byte(id+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("making the server's ID: %w", err)

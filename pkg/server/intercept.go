@@ -101,7 +101,7 @@ func endedBy(ctx context.Context) error {
 // whether its caller may go on.
 type guarded struct {
 	grpc.ServerStream
-	ctx  context.Context //nolint:containedctx // It is what grpc.ServerStream.Context returns.
+	ctx  context.Context // What grpc.ServerStream.Context returns.
 	gate *gate
 	pass pass
 }

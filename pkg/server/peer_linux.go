@@ -19,7 +19,7 @@ func peerOf(conn net.Conn) (uid, pid int) {
 	}
 	uid, pid = -1, -1
 	err = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil { //nolint:gosec // A descriptor fits.
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			uid, pid = int(cred.Uid), int(cred.Pid)
 		}
 	})

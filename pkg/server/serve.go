@@ -35,10 +35,9 @@ const (
 	keepaliveAnswer = 5 * time.Second
 	// keepaliveLeast is how often clients may ask.
 	keepaliveLeast = 5 * time.Second
-	// readBuffer and writeBuffer are per connection, in bytes: agents have
-	// one each, idle most of the time.
-	readBuffer  = 8 << 10
-	writeBuffer = 32 << 10
+	// readBuffer is per connection, in bytes: agents have one each, idle most
+	// of the time. Write buffers are shared by gRPC itself.
+	readBuffer = 8 << 10
 )
 
 // newGRPC makes a gRPC server with every service, behind the chain.
@@ -55,8 +54,6 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveLeast, PermitWithoutStream: true}),
 		grpc.ReadBufferSize(readBuffer),
-		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 	)
 	agentv1.RegisterAgentServer(srv, k.attest)
 	bundlev1.RegisterBundleServer(srv, k.bundle)

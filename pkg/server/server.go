@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -108,8 +107,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	run("admin socket", func(context.Context) error { return serveOn(admin, k.listeners.admin) })
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
-	k.log.InfoContext(ctx, "server is listening",
-		telemetry.Address, bound.Address.String(), slog.String("admin_address", bound.Admin.String()))
+	k.log.InfoContext(ctx, "server is listening", telemetry.Address, bound.Address.String(), telemetry.Path, bound.Admin.String())
 	if s.cfg.OnReady != nil {
 		s.cfg.OnReady(bound)
 	}

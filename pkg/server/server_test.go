@@ -1,10 +1,13 @@
 package server
 
 import (
+	"fmt"
+	"sync/atomic"
 	"testing"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -23,7 +26,7 @@ func TestServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := codes.Code(resp.Results[0].Status.Code); got != codes.OK { //nolint:gosec // A code.
+	if got := codes.Code(resp.Results[0].Status.Code); got != codes.OK {
 		t.Fatalf("status %v: %s", got, resp.Results[0].Status.Message)
 	}
 	list, err := entryv1.NewEntryClient(conn).ListEntries(t.Context(), &entryv1.ListEntriesRequest{})
@@ -39,5 +42,55 @@ func TestServes(t *testing.T) {
 	}
 	if err := r.stop(); err != nil {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestEveryAnsweredEntryIsListed lets many clients write at once and read back
+// after each write: what was answered is in every list that is asked for later,
+// by whomever.
+func TestEveryAnsweredEntryIsListed(t *testing.T) {
+	t.Parallel()
+	const clients, batches, size = 8, 10, 50
+	r := start(t, testConfig(t))
+	var answered atomic.Int64
+	var g errgroup.Group
+	for c := range clients {
+		client := entryv1.NewEntryClient(r.admin(t))
+		g.Go(func() error {
+			for b := range batches {
+				entries := make([]*types.Entry, size)
+				for i := range entries {
+					entries[i] = &types.Entry{
+						SpiffeId: wireID(fmt.Sprintf("/w/%d/%d/%d", c, b, i)), ParentId: wireID("/spire/agent/join_token/x"),
+						Selectors: []*types.Selector{{Type: "unix", Value: "uid:1"}},
+					}
+				}
+				resp, err := client.BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: entries})
+				if err != nil {
+					return err
+				}
+				for _, one := range resp.Results {
+					if one.Status.Code != 0 {
+						return fmt.Errorf("client %d, batch %d: %v", c, b, one.Status)
+					}
+				}
+				least := answered.Add(size)
+				n, err := client.CountEntries(t.Context(), &entryv1.CountEntriesRequest{})
+				if err != nil {
+					return err
+				}
+				if int64(n.Count) < least {
+					return fmt.Errorf("%d entries are counted after %d were answered", n.Count, least)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	list, err := entryv1.NewEntryClient(r.admin(t)).ListEntries(t.Context(), &entryv1.ListEntriesRequest{OutputMask: &types.EntryMask{}})
+	if err != nil || len(list.Entries) != clients*batches*size {
+		t.Errorf("listed %d entries (%v), want %d", len(list.GetEntries()), err, clients*batches*size)
 	}
 }

@@ -145,7 +145,7 @@ func TestUnusableDataDir(t *testing.T) {
 			t.Skip("root may write everywhere; run as another user")
 		}
 		dir := t.TempDir()
-		if err := os.Chmod(dir, 0o500); err != nil { //nolint:gosec // On purpose.
+		if err := os.Chmod(dir, 0o500); err != nil {
 			t.Fatal(err)
 		}
 		cfg := testConfig(t)

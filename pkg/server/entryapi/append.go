@@ -153,7 +153,7 @@ func appendInt(b []byte, field protowire.Number, v int64) []byte {
 		return b
 	}
 	b = protowire.AppendTag(b, field, protowire.VarintType)
-	return protowire.AppendVarint(b, uint64(v)) //nolint:gosec // Protobuf writes negative numbers in two's complement.
+	return protowire.AppendVarint(b, uint64(v))
 }
 
 // sizeRoom is the bytes kept free for a message's length before it is known:

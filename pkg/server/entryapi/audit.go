@@ -11,6 +11,12 @@ import (
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
+// Keys of the privileges that an entry is asked to give.
+const (
+	keyAdmin      = "admin"
+	keyDownstream = "downstream"
+)
+
 // recorder writes the audit records of one batch: the intent of every item
 // before anything is done, and its outcome after. Selectors are not recorded;
 // they can be secrets of the workload.
@@ -47,10 +53,10 @@ func (r *recorder) begin(ctx context.Context, i int, m *types.Entry) {
 		e.Attrs = append(e.Attrs, slog.String(telemetry.ParentID, "spiffe://"+id.GetTrustDomain()+id.GetPath()))
 	}
 	if m.GetAdmin() {
-		e.Attrs = append(e.Attrs, slog.Bool("admin", true))
+		e.Attrs = append(e.Attrs, slog.Bool(keyAdmin, true))
 	}
 	if m.GetDownstream() {
-		e.Attrs = append(e.Attrs, slog.Bool("downstream", true))
+		e.Attrs = append(e.Attrs, slog.Bool(keyDownstream, true))
 	}
 	r.ends[i] = r.log.Begin(ctx, e)
 }

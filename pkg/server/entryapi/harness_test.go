@@ -207,4 +207,4 @@ func (f *fixture) attest(t testing.TB) {
 	}
 }
 
-func codeOf(s *types.Status) codes.Code { return codes.Code(s.GetCode()) } //nolint:gosec // A code.
+func codeOf(s *types.Status) codes.Code { return codes.Code(s.GetCode()) }

@@ -35,7 +35,7 @@ func (s *Service) CountEntries(ctx context.Context, req *entryv1.CountEntriesReq
 		return nil, err
 	}
 	n := s.cfg.Index.CountEntries(filter, time.Now())
-	return &entryv1.CountEntriesResponse{Count: int32(min(n, math.MaxInt32))}, nil //nolint:gosec // Bounded.
+	return &entryv1.CountEntriesResponse{Count: int32(min(n, math.MaxInt32))}, nil
 }
 
 // ListEntries lists what the filter selects, ordered by ID. A page has at most

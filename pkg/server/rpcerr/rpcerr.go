@@ -113,7 +113,7 @@ func Item(ctx context.Context, log *slog.Logger, err error) *types.Status {
 	if s.Code() == codes.OK {
 		return &types.Status{Message: "OK"}
 	}
-	return &types.Status{Code: int32(s.Code()), Message: s.Message()} //nolint:gosec // Codes are 0 to 16.
+	return &types.Status{Code: int32(s.Code()), Message: s.Message()}
 }
 
 // Prefix returns err so that its text for the client begins with what was

@@ -73,7 +73,7 @@ func TestKinds(t *testing.T) {
 				t.Errorf("log, want a line of %s with the cause: %s", tc.level, &buf)
 			}
 			item := Item(t.Context(), slog.New(slog.NewTextHandler(io.Discard, nil)), tc.err)
-			want := &types.Status{Code: int32(tc.code), Message: tc.text} //nolint:gosec // A code.
+			want := &types.Status{Code: int32(tc.code), Message: tc.text}
 			if tc.err == nil {
 				want.Message = "OK"
 			}
