@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/feed"
+	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -208,7 +209,8 @@ func (a *Agent) ensureAttested(ctx context.Context) error {
 	case codes.PermissionDenied, codes.InvalidArgument, codes.Unauthenticated, codes.FailedPrecondition, codes.NotFound:
 		return fatal(fmt.Errorf("%w: %w", ErrRefused, err))
 	}
-	if errors.Is(err, errUntrusted) && own == nil {
+	// Evidence that its own prover holds to be no good will not get better.
+	if errors.Is(err, errUntrusted) && own == nil || errors.Is(err, node.ErrRefused) {
 		return fatal(err)
 	}
 	return err
