@@ -173,8 +173,19 @@ func TestS25_AuthorisationIsPerCallAndMessage(t *testing.T) {
 				t.Fatal(err)
 			}
 
+			idle, err := entryv1.NewEntryClient(agent.conn).SyncAuthorizedEntries(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
 			if err := tc.end(t.Context(), agentv1.NewAgentClient(r.admin(t)), wireID(agent.id.Path())); err != nil {
 				t.Fatal(err)
+			}
+			if _, err := idle.Recv(); reason(err) != tc.want {
+				t.Errorf("stream that nobody sends on: %v, want %v", err, tc.want)
+			}
+			if took := time.Since(begin); took > time.Second {
+				t.Errorf("that took %v", took)
 			}
 			_ = stream.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: []string{first.EntryRevisions[0].Id}})
 			resp, err := stream.Recv()

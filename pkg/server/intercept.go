@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +29,9 @@ type chain struct {
 	gate    *gate
 	metrics *callMetrics
 	log     *slog.Logger
+	// ending has the handlers of agents' streams. Each ends with its stream, or
+	// soon after.
+	ending sync.WaitGroup
 }
 
 // unary is gRPC's interceptor of calls with one message each way.
@@ -64,26 +68,46 @@ func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if err != nil {
 		return err
 	}
-	ctx := ss.Context()
-	if p.caller.Is(policy.Agent) {
-		held, release, err := c.gate.agents.Hold(ctx, p.caller.ID, p.client.chain[0])
-		if err != nil {
-			return err
-		}
-		defer release()
-		ctx = held
+	serve := func(ctx context.Context) error {
+		return handler(srv, &guarded{
+			ServerStream: ss,
+			ctx:          policy.NewContext(ctx, p.caller),
+			gate:         c.gate,
+			pass:         p,
+		})
 	}
-	err = handler(srv, &guarded{
-		ServerStream: ss,
-		ctx:          policy.NewContext(ctx, p.caller),
-		gate:         c.gate,
-		pass:         p,
+	if !p.caller.Is(policy.Agent) {
+		return serve(ss.Context())
+	}
+	ctx, release, err := c.gate.agents.Hold(ss.Context(), p.caller.ID, p.client.chain[0])
+	if err != nil {
+		return err
+	}
+	defer release()
+	return c.until(ctx, serve)
+}
+
+// until serves an agent's stream until its authority ends, even while the
+// handler waits for a message: the handler goes on beside this call, and what it
+// waits for ends when gRPC is told that the stream has.
+func (c *chain) until(ctx context.Context, serve func(context.Context) error) error {
+	done := make(chan error, 1)
+	c.ending.Go(func() {
+		var err error
+		defer func() { done <- err }()
+		defer recoverTo(&err)
+		err = serve(ctx)
 	})
-	// A stream whose authority ended says so, whatever its handler made of it.
-	if ended := endedBy(ctx); ended != nil && err != nil {
-		return ended
+	select {
+	case err := <-done:
+		// It may have ended by its authority's end, whatever it made of that.
+		if ended := endedBy(ctx); ended != nil && err != nil {
+			return ended
+		}
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return err
 }
 
 // endedBy is why a stream's authority ended, or nil if it has not.

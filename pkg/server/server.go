@@ -121,6 +121,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	k.hub.Stop()
 	stopServers(stopGrace, overTLS, admin)
 	k.attest.Wait()
+	k.chain.ending.Wait()
 	stop()
 	return g.Wait()
 }
