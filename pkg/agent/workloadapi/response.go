@@ -19,10 +19,6 @@ const (
 	jwtBundlesForm
 )
 
-// jwtSVIDUse is the use of a key in a JWKS that verifies JWT-SVIDs (Trust
-// Domain and Bundle, 4.2.2).
-const jwtSVIDUse = "jwt-svid"
-
 // encode makes the message. The same grant always gives the same bytes.
 func (f form) encode(g *cache.Grant) ([]byte, error) {
 	var m proto.Message
@@ -82,10 +78,12 @@ func jwtBundlesResponse(g *cache.Grant) (*workload.JWTBundlesResponse, error) {
 	return &workload.JWTBundlesResponse{Bundles: bundles}, nil
 }
 
+// jwks is a JWKS as any JOSE library takes it (RFC 7517): keys have no "use",
+// which the SPIFFE bundle format has and verifiers of plain JWTs may filter by.
 func jwks(b *cache.Bundle) ([]byte, error) {
 	set := jose.JSONWebKeySet{Keys: make([]jose.JSONWebKey, 0, len(b.JWTAuthorities))}
 	for _, a := range b.JWTAuthorities {
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: a.Key, KeyID: a.KeyID, Use: jwtSVIDUse})
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: a.Key, KeyID: a.KeyID})
 	}
 	return json.Marshal(set)
 }
