@@ -214,7 +214,7 @@ func TestBundles(t *testing.T) {
 	if err := json.Unmarshal(docs["spiffe://example.org"], &doc); err != nil {
 		t.Fatal(err)
 	}
-	if k := doc.Keys[0]; len(doc.Keys) != 1 || k["kid"] != "example.org-1" || k["kty"] != "EC" || k["use"] != nil || k["x"] == "" || k["d"] != "" {
+	if k := doc.Keys[0]; len(doc.Keys) != 1 || k["kid"] != "example.org-1" || k["kty"] != "EC" || k["use"] != "" || k["x"] == "" || k["d"] != "" {
 		t.Errorf("JWKS: %v", doc)
 	}
 
