@@ -37,6 +37,12 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// childEnviron is the environment of such a process.
+func childEnviron(args string) []string {
+	// The race detector's process would sleep for a second before it ends.
+	return append(os.Environ(), childEnv+"="+args, "GORACE=atexit_sleep_ms=0")
+}
+
 func child(ctx context.Context, args []string) error {
 	clients, err := strconv.Atoi(args[2])
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -19,9 +18,6 @@ import (
 	"github.com/credence-id/credence/pkg/store/bolt"
 	"github.com/credence-id/credence/pkg/store/storetest"
 )
-
-// For a long run: go test -run TestCrash ./pkg/store/bolt -crash.updates=500.
-var crashUpdates = flag.Int("crash.updates", 20, "updates of each client that TestCrash records")
 
 // errNoTrace is why a process cannot be traced here.
 var errNoTrace = errors.New("system calls cannot be traced here")
@@ -57,7 +53,7 @@ func killAfter(t *testing.T, path string, n int) []storetest.Ack {
 	}
 	defer r.Close()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=load %s 8 1000000", childEnv, path))
+	cmd.Env = childEnviron(fmt.Sprintf("load %s 8 1000000", path))
 	cmd.ExtraFiles = []*os.File{w}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -91,8 +87,11 @@ func killAfter(t *testing.T, path string, n int) []storetest.Ack {
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	path := tempPath(t)
-	updates := *crashUpdates
-	if testing.Short() {
+	updates := 20
+	switch {
+	case os.Getenv("SOAK") != "":
+		updates = 1000
+	case testing.Short():
 		updates = 4
 	}
 	rec := &recorder{dir: filepath.Dir(path)}

@@ -187,7 +187,7 @@ func TestLocked(t *testing.T) {
 	}
 	// Another process is told the same.
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=load %s 1 1", childEnv, path))
+	cmd.Env = childEnviron(fmt.Sprintf("load %s 1 1", path))
 	said, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(said), "in use by another process") {
 		t.Errorf("second process: %v, %s", err, said)
@@ -201,7 +201,7 @@ func TestLocked(t *testing.T) {
 // TestOpenRace makes one store from many sides at once.
 func TestOpenRace(t *testing.T) {
 	t.Parallel()
-	for range 10 {
+	for range 5 {
 		path := tempPath(t)
 		var opened atomic.Int64
 		var stores sync.Map

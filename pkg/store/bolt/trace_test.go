@@ -65,7 +65,7 @@ func (r *recorder) run(args string) error {
 	defer os.Remove(stderr.Name())
 	defer stderr.Close()
 	p, err := os.StartProcess(os.Args[0], os.Args[:1], &os.ProcAttr{
-		Env:   append(os.Environ(), childEnv+"="+args),
+		Env:   childEnviron(args),
 		Files: []*os.File{nil, nil, stderr, w},
 		Sys:   &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL},
 	})
