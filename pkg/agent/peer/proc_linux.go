@@ -110,11 +110,15 @@ func readAll(dir int, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	buf := make([]byte, 0, 4096)
+	var stack [4096]byte // most files fit, and are returned in less
+	buf := stack[:0]
 	for {
 		n, err := read(fd, buf[len(buf):cap(buf)])
-		if err != nil || n == 0 {
-			return buf, err
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return bytes.Clone(buf), nil
 		}
 		if buf = buf[:len(buf)+n]; len(buf) > maxProcFile {
 			return nil, fmt.Errorf("file is longer than %d bytes", maxProcFile)
