@@ -60,6 +60,6 @@ func (w *watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
 // OnX509ContextWatchError prints why there is no update; the watch goes on.
 func (w *watcher) OnX509ContextWatchError(err error) {
 	if w.cmd.Context().Err() == nil {
-		fmt.Fprintln(w.cmd.ErrOrStderr(), err) //nolint:errcheck // nobody is left to tell
+		fmt.Fprintln(w.cmd.ErrOrStderr(), err)
 	}
 }

@@ -128,7 +128,7 @@ func (o *outcome) print(cmd *cobra.Command, format *cli.Format, p cli.Persona, r
 }
 
 func code(s *types.Status) codes.Code {
-	return codes.Code(s.GetCode()) //nolint:gosec // a status code of the wire
+	return codes.Code(s.GetCode())
 }
 
 func entryShow(p cli.Persona) *cobra.Command {

@@ -50,7 +50,7 @@ func x509Mint(p cli.Persona) *cobra.Command {
 			return m.write(cmd.OutOrStdout(), *dir)
 		}
 		if format.IsJSON() {
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(m) //nolint:gosec // the key is what was asked for
 		}
 		return m.print(cmd.OutOrStdout())
 	})
@@ -181,7 +181,7 @@ func jwtMint(p cli.Persona) *cobra.Command {
 
 // wholeSeconds rounds up.
 func wholeSeconds(d time.Duration) int32 {
-	return int32(min((d+time.Second-1)/time.Second, 1<<31-1)) //nolint:gosec // bounded above
+	return int32(min((d+time.Second-1)/time.Second, 1<<31-1))
 }
 
 func warnCapped(w io.Writer, what string, expires time.Time, ttl time.Duration) error {

@@ -58,7 +58,7 @@ func (a *Agent) follow(ctx context.Context) error {
 		if time.Since(start) > backoffMax {
 			wait = backoffFirst // it worked for a while
 		}
-		pause := wait/2 + rand.N(wait)
+		pause := wait/2 + rand.N(wait) //nolint:gosec // only spreads the attempts
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
 		a.away(err)
 		select {
@@ -174,7 +174,7 @@ func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
 			return err
 		}
 		a.log.WarnContext(ctx, "renewing the agent's SVID", telemetry.Err, err, telemetry.NotAfter, own.notAfter())
-		at = time.Now().Add(wait/2 + rand.N(wait))
+		at = time.Now().Add(wait/2 + rand.N(wait)) //nolint:gosec // only spreads the attempts
 		wait = min(wait*2, backoffMax)
 	}
 }

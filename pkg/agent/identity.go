@@ -227,7 +227,7 @@ func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bo
 		SVID:         &x509svid.SVID{ID: spiffeID, Certificates: certs, PrivateKey: key.Signer},
 		slot:         key.ID,
 		reattestable: reattestable,
-		renewAt:      svid.RotateAt(certs[0].NotBefore, certs[0].NotAfter, mathrand.Float64()),
+		renewAt:      svid.RotateAt(certs[0].NotBefore, certs[0].NotAfter, mathrand.Float64()), //nolint:gosec // only spreads the renewals
 	})
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"google.golang.org/grpc"
@@ -75,10 +74,11 @@ func (a *Agent) dial(ctx context.Context, own *nodeSVID) (*link, error) {
 func (a *Agent) dialTLS(ctx context.Context, own *nodeSVID, v *verifier) (*link, error) {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// The SPIFFE verification in VerifyPeerCertificate replaces that of
-		// the Web: a server's name is its SPIFFE ID.
-		InsecureSkipVerify:    true, //nolint:gosec // see above
-		VerifyPeerCertificate: v.verify,
+		// The SPIFFE verification in VerifyConnection, which also runs when a
+		// session is resumed, replaces that of the Web: a server's name is its
+		// SPIFFE ID.
+		InsecureSkipVerify: true, //nolint:gosec // see above
+		VerifyConnection:   v.verify,
 	}
 	if own != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -140,8 +140,12 @@ type verifier struct {
 	last error // guarded by mu
 }
 
-func (v *verifier) verify(raw [][]byte, chains [][]*x509.Certificate) error {
-	err := v.check(raw, chains)
+func (v *verifier) verify(s tls.ConnectionState) error {
+	raw := make([][]byte, 0, len(s.PeerCertificates))
+	for _, c := range s.PeerCertificates {
+		raw = append(raw, c.Raw)
+	}
+	err := v.check(raw, nil)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.last = err
@@ -203,11 +207,4 @@ func (a *Agent) bootstrapInsecurely(ctx context.Context) error {
 	return nil
 }
 
-// serverOf is the SPIFFE ID of a trust domain's servers.
-func serverOf(td spiffeid.TrustDomain) (spiffeid.ID, error) {
-	return spiffeid.FromPath(td, "/spire/server")
-}
-
-var (
-	_ x509bundle.Source = (*trust)(nil)
-)
+var _ x509bundle.Source = (*trust)(nil)

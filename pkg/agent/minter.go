@@ -41,7 +41,7 @@ func (m *minter) MintX509(ctx context.Context, reqs []cache.X509Request) ([]cach
 	out := make([]cache.X509Result, 0, len(reqs))
 	for _, r := range resp.GetResults() {
 		s := r.GetStatus()
-		if code := codes.Code(s.GetCode()); code != codes.OK { //nolint:gosec // a status code of the wire
+		if code := codes.Code(s.GetCode()); code != codes.OK {
 			out = append(out, cache.X509Result{Err: status.Error(code, s.GetMessage())})
 			continue
 		}
@@ -77,7 +77,7 @@ func (m *minter) call(ctx context.Context, do func(context.Context, grpc.ClientC
 		err := l.use(func(conn grpc.ClientConnInterface) error { return do(ctx, conn) })
 		_, refused := refusal(err)
 		next := m.link.Load()
-		if next == l || !(refused || errors.Is(err, errLinkClosed)) {
+		if next == l || (!refused && !errors.Is(err, errLinkClosed)) {
 			return err
 		}
 		l = next

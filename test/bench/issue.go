@@ -168,7 +168,7 @@ func batchX509(ctx context.Context, b *bench) (result, error) {
 				return err
 			}
 			for _, r := range resp.GetResults() {
-				if codes.Code(r.GetStatus().GetCode()) != codes.OK { //nolint:gosec // a status code of the wire
+				if codes.Code(r.GetStatus().GetCode()) != codes.OK {
 					return errors.New(r.GetStatus().GetMessage())
 				}
 			}

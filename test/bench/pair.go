@@ -34,7 +34,7 @@ const trustDomain = "example.org"
 func (b *bench) build(ctx context.Context) error {
 	b.server, b.agent = filepath.Join(b.scratch, "credence-server"), filepath.Join(b.scratch, "credence-agent")
 	for out, pkg := range map[string]string{b.server: "./cmd/server", b.agent: "./cmd/agent"} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg) //nolint:gosec // both from the literal above
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w: %s", pkg, err, text)
@@ -244,7 +244,7 @@ func create(ctx context.Context, conn grpc.ClientConnInterface, entries ...*type
 	}
 	ids := make([]string, 0, len(entries))
 	for _, r := range resp.GetResults() {
-		if codes.Code(r.GetStatus().GetCode()) != codes.OK { //nolint:gosec // a status code of the wire
+		if codes.Code(r.GetStatus().GetCode()) != codes.OK {
 			return nil, errors.New(r.GetStatus().GetMessage())
 		}
 		ids = append(ids, r.GetEntry().GetId())

@@ -38,7 +38,7 @@ func (j *journal) Apply(d *feedv1.Delta) error {
 		clear(j.entries)
 	}
 	for _, e := range d.GetUpserts() {
-		j.entries[e.GetEntry().GetId()] = uint64(e.GetEntry().GetRevisionNumber()) //nolint:gosec // small here
+		j.entries[e.GetEntry().GetId()] = uint64(e.GetEntry().GetRevisionNumber())
 	}
 	for _, id := range d.GetRemoves() {
 		delete(j.entries, id)

@@ -43,7 +43,7 @@ func Poll(ctx context.Context, c Config) error {
 			c.OnSynced()
 		}
 		// A foreign server that offers no stream can only be polled.
-		jitter := time.Duration(rand.Int64N(int64(PollInterval / 5)))
+		jitter := time.Duration(rand.Int64N(int64(PollInterval / 5))) //nolint:gosec // only spreads the polls
 		select {
 		case <-time.After(PollInterval*9/10 + jitter):
 		case <-ctx.Done():
