@@ -133,3 +133,34 @@ func BenchmarkAppendEntry(b *testing.B) {
 	}
 	b.SetBytes(int64(len(raw)))
 }
+
+// FuzzEntryOnTheWire takes any message as a registration. What the registry
+// would accept is written as bytes exactly as the message that it makes of it.
+func FuzzEntryOnTheWire(f *testing.F) {
+	for _, e := range []*types.Entry{full().ToWire(), entry("/one"), {}} {
+		raw, err := proto.Marshal(e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw, uint16(0xffff))
+		f.Add(raw, uint16(0x5555))
+	}
+	fields := (&types.EntryMask{}).ProtoReflect().Descriptor().Fields()
+	f.Fuzz(func(t *testing.T, raw []byte, bits uint16) {
+		var m types.Entry
+		if proto.Unmarshal(raw, &m) != nil {
+			return
+		}
+		e, err := registry.EntryFromWire(td, &m)
+		if err != nil {
+			return
+		}
+		mask := &types.EntryMask{}
+		for i := range fields.Len() {
+			mask.ProtoReflect().Set(fields.Get(i), protoreflect.ValueOfBool(bits>>i&1 != 0))
+		}
+		if diff := cmp.Diff(show(e, mask), decodeOne(t, appendEntry(nil, listEntries, e, mask)), protocmp.Transform()); diff != "" {
+			t.Errorf("(-message +bytes):\n%s", diff)
+		}
+	})
+}
