@@ -4,7 +4,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -22,7 +21,7 @@ func descriptorsAndGoroutines(t *testing.T) (int, int) {
 	return len(fds), runtime.NumGoroutine()
 }
 
-// TestS21_ConnectDisconnect: 1e5 connections (SOAK times as many) leave no
+// TestS21_ConnectDisconnect: 1e5 connections (1e6 with SOAK) leave no
 // descriptor, goroutine or watch behind, whoever hangs up, and when. Not
 // parallel: it counts what the process has.
 func TestS21_ConnectDisconnect(t *testing.T) {
@@ -30,8 +29,8 @@ func TestS21_ConnectDisconnect(t *testing.T) {
 	if testing.Short() {
 		cycles = 5_000
 	}
-	if n, err := strconv.Atoi(os.Getenv("SOAK")); err == nil && n > 1 {
-		cycles *= n
+	if os.Getenv("SOAK") != "" {
+		cycles *= 10
 	}
 	c := NewCredentials(Config{})
 	run(t, c)
