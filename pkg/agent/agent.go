@@ -81,11 +81,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	creds := peer.NewCredentials(peer.Config{Log: a.log})
 	for name, run := range map[string]func(context.Context) error{
-		"peers":        creds.Run,
-		"cache":        a.cache.Run,
-		"state":        func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
-		"workload API": func(ctx context.Context) error { return a.api.Serve(ctx, lis, creds) },
-		"server":       a.follow,
+		"peers":                creds.Run,
+		"cache":                a.cache.Run,
+		"state":                func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
+		"workload API":         func(ctx context.Context) error { return a.api.Serve(ctx, lis, creds) },
+		"following the server": a.follow,
 	} {
 		group.Go(func() error {
 			if err := run(ctx); err != nil && ctx.Err() == nil {

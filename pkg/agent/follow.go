@@ -25,7 +25,7 @@ var (
 	// ErrBanned is returned when the server has banned this agent.
 	ErrBanned = errors.New("the server has banned this agent; lift the ban with `credence-server agent evict` and attest again")
 	// ErrRefused is returned when the server refuses the attestation.
-	ErrRefused = errors.New("the server refuses this agent")
+	ErrRefused = errors.New("the server refuses to attest this agent; a join token is good for one agent and a short time, so make a new one with `credence-server token generate`")
 )
 
 // errRenewed ends a session whose SVID has a successor.
@@ -45,13 +45,13 @@ func (a *Agent) follow(ctx context.Context) error {
 	for {
 		start := time.Now()
 		err := a.session(ctx)
-		a.connected.Store(false)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if errors.Is(err, errRenewed) {
-			continue
+			continue // still in sync, for the moment it takes to connect anew
 		}
+		a.connected.Store(false)
 		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
 			return err
 		}
