@@ -25,6 +25,7 @@ const (
 	keyServer    = telemetry.ServerID
 	keyConfig    = telemetry.Key
 	keyTTL       = telemetry.TTL
+	keyCATTL     = "ca_ttl"
 )
 
 // ErrNotReady is returned by the issuing methods while there is no authority

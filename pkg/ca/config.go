@@ -154,7 +154,7 @@ func (c Config) warn() {
 	} {
 		if f.ttl > c.CATTL/3 {
 			c.Logger.Warn("TTL is long for the authority's, some SVIDs will live shorter: lower it to a third of ca_ttl, or raise ca_ttl",
-				keyConfig, f.key, keyTTL, f.ttl, "ca_ttl", c.CATTL)
+				keyConfig, f.key, keyTTL, f.ttl, keyCATTL, c.CATTL)
 		}
 	}
 }

@@ -133,7 +133,11 @@ func TestDamagedJournal(t *testing.T) {
 		"no slot":       func(a *recordv1.JournaledAuthority) { a.Slot = "" },
 		"other slot":    func(a *recordv1.JournaledAuthority) { a.Slot = "../x" },
 		"no id":         func(a *recordv1.JournaledAuthority) { a.AuthorityId = "" },
-		"no times":      func(a *recordv1.JournaledAuthority) { a.IssuedAt, a.NotAfter = 0, 0 },
+		"from the future": func(a *recordv1.JournaledAuthority) {
+			a.IssuedAt += 24 * 3600
+			a.NotAfter += 24 * 3600
+		},
+		"no times": func(a *recordv1.JournaledAuthority) { a.IssuedAt, a.NotAfter = 0, 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -217,6 +217,9 @@ func TestSmallCATTL(t *testing.T) {
 			w.verify()
 			time.Sleep(time.Second)
 		}
+		if n := len(w.bundle().X509Authorities); n > 6 {
+			t.Errorf("%d roots are published", n)
+		}
 	})
 	for name, change := range map[string]func(*ca.Config){
 		"ca_ttl":                func(c *ca.Config) { c.CATTL = 9 * time.Second },

@@ -56,6 +56,31 @@ func TestIssueWhileRotating(t *testing.T) {
 	})
 }
 
+// TestIssueNeverWaits: the store takes a write and does not answer, while a
+// rotation is due. Requests are served at once all the same, and the rotation
+// is done when the store is back.
+func TestIssueNeverWaits(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		s := w.mustStart(w.config("a", w.diskKeys("a")))
+		defer s.stop()
+		s.faults.set(func(f *faults) { f.hang = true })
+		for range 23 * 60 {
+			before := time.Now()
+			s.mustIssue(10 * time.Minute) // beyond the high-water mark, too
+			if took := time.Since(before); took != 0 {
+				t.Fatalf("issuing took %s of the bubble's time", took)
+			}
+			time.Sleep(time.Minute)
+		}
+		w.verify()
+		s.faults.set(func(f *faults) { f.hang = false })
+		time.Sleep(5 * time.Minute) // the hanging try, and a pause
+		full(t, s)
+		w.verify()
+	})
+}
+
 // issueAndCheck verifies against the bundle in the store right after issuing.
 func issueAndCheck(ctx context.Context, s *server) error {
 	now := time.Now()

@@ -17,6 +17,10 @@ import (
 // maxSteps is how many steps may be due at once; more are a contradiction.
 const maxSteps = 16
 
+// maxSettle is how long they may take: a store or a key manager that hangs is
+// asked again, with what is in the journal then.
+const maxSettle = time.Minute
+
 // maxMembers bounds the authorities of one kind, whatever they signed; it is far
 // beyond what rotations need.
 const maxMembers = 64
@@ -102,7 +106,7 @@ func (r *rotor) run(ctx context.Context) error {
 			failures++
 		}
 		if err != nil {
-			r.complain(err, wait)
+			r.complain(ctx, err, wait)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -114,12 +118,12 @@ func (r *rotor) run(ctx context.Context) error {
 	}
 }
 
-func (r *rotor) complain(err error, wait time.Duration) {
+func (r *rotor) complain(ctx context.Context, err error, wait time.Duration) {
 	level := slog.LevelWarn
 	if s := r.signer.Load(); s == nil || r.missing.Load() || !s.member.usable(time.Now()) {
 		level = slog.LevelError
 	}
-	r.log.Log(context.Background(), level, "authority: step not taken", keyErr, err, keyRetry, wait)
+	r.log.Log(ctx, level, "authority: step not taken", keyErr, err, keyRetry, wait)
 }
 
 // pause doubles with every failure, between bounds, less a jitter of up to half.
@@ -132,6 +136,8 @@ func pause(failures int, least, most time.Duration) time.Duration {
 func (r *rotor) settle(ctx context.Context) (time.Time, error) {
 	r.step.Lock()
 	defer r.step.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, maxSettle)
+	defer cancel()
 	for range maxSteps {
 		if !r.loaded {
 			if err := r.load(ctx); err != nil {
@@ -269,7 +275,7 @@ func (r *rotor) prepare(ctx context.Context, now time.Time) error {
 		case o.state == prepared: // never signed
 			c.drop = append(c.drop, o)
 		case o.state == active && !o.usable(now):
-			c.to = append(c.to, r.retire(o, now))
+			c.to = append(c.to, r.retired(o, now))
 		case o.state == active || o.state == old:
 			c.to = append(c.to, o)
 		}
@@ -280,6 +286,13 @@ func (r *rotor) prepare(ctx context.Context, now time.Time) error {
 	}
 	r.log.Info("authority: prepared", keyAuthority, m.id, keySlot, m.slot, keyNotAfter, m.notAfter)
 	return nil
+}
+
+// retired is m as an old authority, which never signs again.
+func (r *rotor) retired(m *member, now time.Time) *member {
+	m = r.retire(m, now)
+	m.key = nil
+	return m
 }
 
 // bound keeps the bundle small when a server with keys in memory restarts again
@@ -320,8 +333,7 @@ func (r *rotor) activate(ctx context.Context, now time.Time) error {
 		case prep:
 			m = next
 		case prev:
-			m = r.retire(prev, now)
-			m.key = nil
+			m = r.retired(prev, now)
 		}
 		c.to = append(c.to, m)
 	}

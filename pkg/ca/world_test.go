@@ -314,6 +314,8 @@ type faults struct {
 	dead           bool
 	// down, when set, is what the store answers.
 	down error
+	// hang makes writes wait for their context, without the lock.
+	hang bool
 	// downAfter fails with it after the commit.
 	downAfter error
 }
@@ -356,6 +358,12 @@ func (f *faults) crashed() bool {
 	return f.dead
 }
 
+func (f *faults) hangs() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hang
+}
+
 func (f *faults) storeDown() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -368,6 +376,10 @@ func (f *faults) storeDown() error {
 func (f *faults) UpdateAuthorities(ctx context.Context, id string, fn func(*registry.Bundle, *recordv1.Journal) error) (b *registry.Bundle, j *recordv1.Journal, err error) {
 	if err := f.storeDown(); err != nil {
 		return nil, nil, err
+	}
+	if f.hangs() {
+		<-ctx.Done()
+		return nil, nil, ctx.Err()
 	}
 	err = f.effect(func() (err error) {
 		b, j, err = f.reg.UpdateAuthorities(ctx, id, fn)

@@ -18,9 +18,15 @@ import (
 // backdate is svid.Backdate, under a shorter name.
 const backdate = svid.Backdate
 
-// pruneDelay is how long an expired root stays in the bundle, for relying
-// parties whose clocks are behind; SPIRE's value.
+// pruneDelay is how long an expired root stays in the bundle at most, for
+// relying parties whose clocks are behind; SPIRE's value.
 const pruneDelay = 24 * time.Hour
+
+// pruneAt is when a root may go: as long after its end as it lived, so that
+// roots of short life do not pile up.
+func pruneAt(issuedAt, notAfter time.Time) time.Time {
+	return notAfter.Add(min(pruneDelay, notAfter.Sub(issuedAt)))
+}
 
 // x509Family makes self-signed X.509 authorities.
 type x509Family struct{ cfg *Config }
@@ -98,7 +104,7 @@ func (x509Family) retire(m *member, _ time.Time) *member { return m.with(old) }
 func (x509Family) mark(m *member) *member { return m }
 
 // keepUntil: SVIDs live as long as the authority, and no longer.
-func (x509Family) keepUntil(m *member) time.Time { return m.notAfter.Add(pruneDelay) }
+func (x509Family) keepUntil(m *member) time.Time { return pruneAt(m.issuedAt, m.notAfter) }
 
 func (x509Family) sweep(b *registry.Bundle, now time.Time) time.Time {
 	var next time.Time
@@ -107,7 +113,7 @@ func (x509Family) sweep(b *registry.Bundle, now time.Time) time.Time {
 		if err != nil {
 			return false // not ours to judge
 		}
-		due := c.NotAfter.Add(pruneDelay)
+		due := pruneAt(c.NotBefore.Add(backdate), c.NotAfter)
 		if !now.Before(due) {
 			return true
 		}

@@ -32,7 +32,7 @@ func (w *writer) close(start int) {
 	}
 	var length []byte
 	for rest := n; rest > 0; rest >>= 8 {
-		length = append(length, byte(rest)) //nolint:gosec // the low byte is meant
+		length = append(length, byte(rest))
 	}
 	w.der[start-1] = 0x80 | byte(len(length))
 	slices.Reverse(length)

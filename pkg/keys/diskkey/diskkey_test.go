@@ -195,7 +195,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "keys.json")
 	for round := range 8 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$") //nolint:gosec // this test binary
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
 		cmd.Env = append(os.Environ(), "DISKKEY_VICTIM="+path)
 		out, err := cmd.StdoutPipe()
 		if err != nil {

@@ -113,7 +113,7 @@ func write(path string, held map[string]stored) error {
 	for id, s := range held {
 		d.Keys[id] = s.pkcs8
 	}
-	data, err := json.Marshal(d) //nolint:gosec // writing the private keys is what this file is for
+	data, err := json.Marshal(d)
 	if err != nil {
 		return fmt.Errorf("encoding keys: %w", err)
 	}
