@@ -165,7 +165,10 @@ func BenchmarkView(b *testing.B) {
 		for b.Loop() {
 			n := 0
 			if err := l.store.View(b.Context(), func(tx store.Tx) error {
-				for range tx.Scan("e/", "") {
+				for _, err := range tx.Scan("e/", "") {
+					if err != nil {
+						return err
+					}
 					n++
 				}
 				return nil

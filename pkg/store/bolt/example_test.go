@@ -16,7 +16,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // An example's leftovers.
 	ctx := context.Background()
 
 	s, err := bolt.Open(bolt.Config{Path: filepath.Join(dir, "datastore.bolt")})

@@ -19,6 +19,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 const (
@@ -50,7 +51,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	sweep(cfg.Path)
 	s := &Store{cfg: cfg, db: db, turns: newTurns(), locks: newLocks()}
-	if err := s.load(); err != nil {
+	if err := guard(cfg.Path, s.load); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
@@ -61,11 +62,14 @@ func (s *Store) load() error {
 	var head store.Revision
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		var err error
+		if err = checkSize(tx, s.cfg.Path); err != nil {
+			return err
+		}
 		if s.info, err = readInfo(tx, s.cfg.Path); err != nil {
 			return err
 		}
 		head = newSnapshot(tx).rev
-		return checkSize(tx, s.cfg.Path)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -86,15 +90,17 @@ func Renew(path string) error {
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		if _, err := readInfo(tx, path); err != nil {
-			return err
-		}
-		return tx.Bucket(bucketMeta).Put(keyID, newID())
+	err = guard(path, func() error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			if err := checkSize(tx, path); err != nil {
+				return err
+			}
+			if _, err := readInfo(tx, path); err != nil {
+				return err
+			}
+			return tx.Bucket(bucketMeta).Put(keyID, newID())
+		})
 	})
-	if err != nil {
-		err = fmt.Errorf("store: renewing %s: %w", path, err)
-	}
 	return errors.Join(err, db.Close())
 }
 
@@ -170,7 +176,7 @@ func initialize(path string) error {
 
 func newID() []byte {
 	id := make([]byte, 16)
-	rand.Read(id) //nolint:errcheck // Never returns an error.
+	rand.Read(id) // Never fails.
 	return hex.AppendEncode(nil, id)
 }
 
@@ -193,20 +199,18 @@ func readInfo(tx *bbolt.Tx, path string) (store.Info, error) {
 
 // openFile opens the bbolt file and turns what can go wrong into clear errors.
 func openFile(path string, mmapSize int) (db *bbolt.DB, err error) {
-	// A damaged file makes bbolt panic, or fault in its memory map.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			db, err = nil, fmt.Errorf("store: %s is damaged: %v: restore a backup", path, r)
-		}
-	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:         lockWait,
-		InitialMmapSize: mmapSize,
-		FreelistType:    bbolt.FreelistMapType,
-		NoStatistics:    true,
+	err = guard(path, func() (err error) {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout:         lockWait,
+			InitialMmapSize: mmapSize,
+			FreelistType:    bbolt.FreelistMapType,
+			NoStatistics:    true,
+		})
+		return err
 	})
 	switch {
+	case errors.Is(err, errDamaged):
+		return nil, err
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s: stop the other process or use another data_dir", store.ErrLocked, path)
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
@@ -219,6 +223,20 @@ func openFile(path string, mmapSize int) (db *bbolt.DB, err error) {
 		return nil, fmt.Errorf("store: opening %s: %w", path, err)
 	}
 	return db, nil
+}
+
+var errDamaged = errors.New("restore a backup")
+
+// guard runs fn over a file that may be damaged, which makes bbolt panic or
+// fault in its memory map.
+func guard(path string, fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("store: %s is damaged: %v: %w", path, r, errDamaged)
+		}
+	}()
+	return fn()
 }
 
 // checkMode refuses a file that others may change and warns of one that they
@@ -234,7 +252,8 @@ func checkMode(path string, info fs.FileInfo, log *slog.Logger) error {
 	case mode.Perm()&0o002 != 0:
 		return fmt.Errorf("store: %s has mode %04o, which lets everybody change it: chmod 0600", path, mode.Perm())
 	case mode.Perm()&0o077 != 0:
-		log.Warn("Store file is open to other users", "path", path, "mode", mode.Perm().String())
+		log.Warn("Store file is open to other users", telemetry.Path, path,
+			telemetry.Reason, fmt.Sprintf("mode %04o, should be 0600", mode.Perm()))
 	}
 	return nil
 }
@@ -247,7 +266,7 @@ func checkSize(tx *bbolt.Tx, path string) error {
 		return fmt.Errorf("store: %w", err)
 	}
 	if info.Size() < tx.Size() {
-		return fmt.Errorf("store: %s is damaged: it has %d bytes of %d: restore a backup", path, info.Size(), tx.Size())
+		return fmt.Errorf("store: %s is damaged: it has %d bytes of %d: %w", path, info.Size(), tx.Size(), errDamaged)
 	}
 	return nil
 }

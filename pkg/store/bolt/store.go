@@ -58,9 +58,16 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 func (s *Store) Backup(ctx context.Context, w io.Writer) (rev store.Revision, err error) {
 	err = s.read(ctx, func(tx *bbolt.Tx, snap *snapshot) error {
 		rev = snap.rev
-		to := &copier{ctx: ctx, w: w}
-		_, err := tx.WriteTo(to)
-		if err = cmp.Or(to.err, err); err != nil {
+		// bbolt does not pass on why its writer stopped it: remember it.
+		var cause error
+		_, err := tx.WriteTo(writerFunc(func(p []byte) (n int, err error) {
+			if err = ctx.Err(); err == nil {
+				n, err = w.Write(p)
+			}
+			cause = err
+			return n, err
+		}))
+		if err = cmp.Or(cause, err); err != nil {
 			return fmt.Errorf("store: writing backup: %w", err)
 		}
 		return nil
@@ -135,17 +142,7 @@ func unavailable(op string, err error) error {
 	return fmt.Errorf("%w: %s: %w", store.ErrUnavailable, op, err)
 }
 
-// copier stops a long copy when its context ends, and remembers why it
-// stopped, which bbolt does not pass on.
-type copier struct {
-	ctx context.Context //nolint:containedctx // Lives as long as the one call it belongs to.
-	w   io.Writer
-	err error
-}
+// writerFunc is a function that is an io.Writer.
+type writerFunc func(p []byte) (int, error)
 
-func (c *copier) Write(p []byte) (n int, err error) {
-	if c.err = c.ctx.Err(); c.err == nil {
-		n, c.err = c.w.Write(p)
-	}
-	return n, c.err
-}
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

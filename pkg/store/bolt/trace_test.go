@@ -62,7 +62,7 @@ func (r *recorder) run(args string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(stderr.Name())
+	defer os.Remove(stderr.Name()) //nolint:errcheck // In the directory for temporary files.
 	defer stderr.Close()
 	p, err := os.StartProcess(os.Args[0], os.Args[:1], &os.ProcAttr{
 		Env:   childEnviron(args),
@@ -103,7 +103,7 @@ func (r *recorder) trace() (int, error) {
 	for {
 		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // A plain errno.
+		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return 0, fmt.Errorf("waiting for the child: %w", err)
@@ -115,17 +115,17 @@ func (r *recorder) trace() (int, error) {
 			continue
 		}
 		signal := 0
-		switch sig := ws.StopSignal(); {
-		case sig == syscall.SIGTRAP|0x80:
+		switch sig := ws.StopSignal(); sig {
+		case syscall.SIGTRAP | 0x80:
 			if err := r.stop(tid); err != nil {
 				return 0, err
 			}
-		case sig == syscall.SIGTRAP, sig == syscall.SIGSTOP:
+		case syscall.SIGTRAP, syscall.SIGSTOP:
 			// A new thread, on either side.
 		default:
 			signal = int(sig)
 		}
-		if err := unix.PtraceSyscall(tid, signal); err != nil && err != unix.ESRCH { //nolint:errorlint // A plain errno.
+		if err := unix.PtraceSyscall(tid, signal); err != nil && err != unix.ESRCH {
 			return 0, fmt.Errorf("letting the child go on: %w", err)
 		}
 	}

@@ -113,7 +113,10 @@ func (m *machine) step(rt *rapid.T, tx store.RWTx, model map[string]string) {
 	case "scan":
 		m.scan(rt, tx, model, key)
 	case "sweep": // Deletes while scanning.
-		for kv := range tx.Scan(key, "") {
+		for kv, err := range tx.Scan(key, "") {
+			if err != nil {
+				rt.Fatalf("Scan(%q): %v", key, err)
+			}
 			tx.Delete(kv.Key)
 			delete(model, kv.Key)
 			if len(model)%3 == 0 {

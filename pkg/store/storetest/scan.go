@@ -58,8 +58,14 @@ func testScan(t *testing.T, e Engine) {
 	// A consumer may stop, and may scan inside a scan.
 	err := s.View(t.Context(), func(tx store.Tx) error {
 		n := 0
-		for range tx.Scan("a", "") {
-			for range tx.Scan("b", "") {
+		for _, err := range tx.Scan("a", "") {
+			if err != nil {
+				return err
+			}
+			for _, err := range tx.Scan("b", "") {
+				if err != nil {
+					return err
+				}
 				n++
 				break
 			}
