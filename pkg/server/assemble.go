@@ -161,7 +161,12 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 			err = errors.Join(err, k.close())
 		}
 	}()
-	// 1. What remembers.
+	// 1. What remembers. The keys first: they are only read, so that what is
+	// wrong with them leaves no empty store behind.
+	manager, err := c.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if k.store, err = c.store(ctx, storeEnv{log: log, reg: k.metrics}); err != nil {
 		return nil, err
 	}
@@ -174,7 +179,7 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	}
 	k.index, k.graph = registry.NewIndex(), entitle.New(td)
 	// 2. What signs.
-	if err := k.buildAuthority(ctx, td, serverID, c.keys); err != nil {
+	if err := k.buildAuthority(ctx, td, serverID, manager); err != nil {
 		return nil, err
 	}
 	// 3. What answers.
@@ -186,11 +191,7 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	return k, nil
 }
 
-func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, serverID string, open openKeys) error {
-	manager, err := open(ctx)
-	if err != nil {
-		return err
-	}
+func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, serverID string, manager keys.Manager) error {
 	cfg := ca.Config{
 		TrustDomain: td,
 		ServerID:    serverID,
@@ -209,6 +210,7 @@ func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, s
 		Logger:     k.log,
 		Registerer: k.metrics,
 	}
+	var err error
 	if cfg.CAKeyType, err = keys.ParseType(k.settings.CAKeyType); err != nil {
 		return keyError("server.ca_key_type", "%w", err)
 	}

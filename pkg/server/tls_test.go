@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/svid"
 )
@@ -75,11 +77,11 @@ func newSecondCA(t *testing.T) *secondCA {
 	return c
 }
 
-func (c *secondCA) issue(t *testing.T, path string) *tls.Certificate {
+func (c *secondCA) issue(t *testing.T, kind svid.Kind, path string) *tls.Certificate {
 	t.Helper()
 	key := newKey(t)
 	approved, err := c.issuer.Approve(time.Now(), [16]byte{9}, svid.X509Request{
-		Kind: svid.Workload, ID: spiffeid.RequireFromString("spiffe://" + testDomain + path), PublicKey: key.Public(), TTL: time.Hour,
+		Kind: kind, ID: spiffeid.RequireFromString("spiffe://" + testDomain + path), PublicKey: key.Public(), TTL: time.Hour,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +137,7 @@ func TestS25_AuthorityTakenAway(t *testing.T) {
 	cfg.Server.AdminIDs = []string{"spiffe://example.org/admin"}
 	r := start(t, cfg)
 	other := newSecondCA(t)
-	cert := other.issue(t, "/admin")
+	cert := other.issue(t, svid.Workload, "/admin")
 	if err := calls["ListEntries"](t.Context(), r.dial(t, cert)); status.Code(err) != codes.Unavailable {
 		t.Fatalf("before the authority is in the bundle: %v, want a refused handshake", err)
 	}
@@ -158,6 +160,54 @@ func TestS25_AuthorityTakenAway(t *testing.T) {
 	}
 }
 
+// TestS25_AuthorityTakenAwayFromStream does the same to an agent's open stream.
+func TestS25_AuthorityTakenAwayFromStream(t *testing.T) {
+	t.Parallel()
+	r := start(t, testConfig(t))
+	other := newSecondCA(t)
+	other.trust(t, r)
+	cert := other.issue(t, svid.Agent, "/spire/agent/test/a")
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := spiffeid.RequireFromString("spiffe://example.org/spire/agent/test/a")
+	if _, err := r.inside.registry.AttestAgent(t.Context(), &registry.Agent{
+		ID: id, AttestationType: "test", Serial: leaf.SerialNumber.String(), NotAfter: leaf.NotAfter,
+	}, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	var batch []*registry.Entry
+	for i := range 501 { // Beyond one page, so that the stream stays open.
+		batch = append(batch, &registry.Entry{
+			SPIFFEID: spiffeid.RequireFromString(fmt.Sprintf("spiffe://example.org/w/%d", i)), ParentID: id,
+			Selectors: attest.NewSelectors(attest.Selector{Type: "unix", Value: "uid:1"}),
+		})
+	}
+	for _, made := range r.inside.registry.CreateEntries(t.Context(), batch) {
+		if made.Err != nil {
+			t.Fatal(made.Err)
+		}
+	}
+	stream, err := entryv1.NewEntryClient(r.dial(t, cert)).SyncAuthorizedEntries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&entryv1.SyncAuthorizedEntriesRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other.distrust(t, r)
+	_ = stream.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: []string{"x"}})
+	if resp, err := stream.Recv(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("open stream: %v, %v, want Unauthenticated", resp, err)
+	}
+}
+
 // TestS04_NoResumption tries to resume sessions, in each version and with two
 // implementations of TLS; the handshake must be a full one every time, in which
 // the client's certificate is verified anew.
@@ -168,7 +218,7 @@ func TestS04_NoResumption(t *testing.T) {
 	r := start(t, cfg)
 	other := newSecondCA(t)
 	other.trust(t, r)
-	cert := other.issue(t, "/client")
+	cert := other.issue(t, svid.Workload, "/client")
 
 	for name, version := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
 		client := r.clientTLS(t, cert)
