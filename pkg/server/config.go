@@ -23,9 +23,10 @@ type Config struct {
 
 	// Logger is what the server logs to; nil: what the log_* keys say.
 	Logger *slog.Logger
-	// Listener replaces bind_address and bind_port (tests, dev mode).
+	// Listener replaces bind_address and bind_port (tests, dev mode). Run
+	// closes it.
 	Listener net.Listener
-	// AdminListener replaces socket_path (tests).
+	// AdminListener replaces socket_path (tests). Run closes it.
 	AdminListener net.Listener
 	// OnReady, if set, is called once, when both listeners serve.
 	OnReady func(Bound)
