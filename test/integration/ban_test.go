@@ -19,10 +19,10 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name, line string
-		refuse            func(*server, *agent)
+		refuse     func(*server, *agent)
 	}{
-		{"banned", "Error: server: the server has banned this agent", func(s *server, a *agent) { s.ban(a.id()) }},
-		{"evicted", "Error: server: the server refuses this agent", func(s *server, a *agent) { s.evict(a.id()) }},
+		{"banned", "the server has banned this agent", func(s *server, a *agent) { s.ban(a.id()) }},
+		{"evicted", "the server refuses", func(s *server, a *agent) { s.evict(a.id()) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -57,7 +57,7 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 
 			// With nothing, and with the token of old.
 			wantOneLine(t, s.endsAtOnce(a.run()), "no join token is configured")
-			wantOneLine(t, s.endsAtOnce(a.run("-joinToken", a.token)), "the server refuses this agent")
+			wantOneLine(t, s.endsAtOnce(a.run("-joinToken", a.token)), "the server refuses")
 			// Nobody else was touched.
 			s.create(w.entry("/second", other.id(), self()))
 			kept.has(w.id("/web"), w.id("/second"))
