@@ -40,6 +40,7 @@ var layers = []layer{
 var siblings = [][2]string{
 	{"test/*", "test/*"},
 	{"pkg/server/*", "pkg/server/rpcerr"},
+	{"pkg/server/apitest", "pkg/server/*"}, // puts rooms together, for tests only
 	{"pkg/agent/*", "pkg/agent/*"},
 	{"pkg/ca/upstream", "pkg/svid"},
 	{"pkg/ca/upstream", "pkg/keys"},
