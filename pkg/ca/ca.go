@@ -68,10 +68,15 @@ func New(cfg Config) (*Authority, error) {
 // returns. What has expired, and what was left half done by a crash, is
 // replaced or finished (S28).
 func (a *Authority) Start(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx) // side by side, to share disk writes
 	for _, r := range []*rotor{a.x509, a.jwt} {
-		if _, err := r.settle(ctx); err != nil {
-			return fmt.Errorf("starting the authority: %w", err)
-		}
+		g.Go(func() error {
+			_, err := r.settle(ctx)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("starting the authority: %w", err)
 	}
 	return nil
 }
