@@ -30,6 +30,7 @@ const (
 	socketVariable = "CREDENCE_TEST_SOCKET"
 	peerVariable   = "CREDENCE_TEST_PEER"    // SPIFFE ID of the other end
 	dialVariable   = "CREDENCE_TEST_ADDRESS" // for the client
+	argsVariable   = "CREDENCE_TEST_ARGS"    // made arguments by play
 )
 
 // event is one line of a role's output.
@@ -239,6 +240,11 @@ type actor struct {
 func (w *world) play(name, path string, uid uint32, env ...string) *actor {
 	w.t.Helper()
 	cmd := exec.Command(path)
+	for _, v := range env {
+		if args, ok := strings.CutPrefix(v, argsVariable+"="); ok {
+			cmd.Args = append(cmd.Args, strings.Fields(args)...)
+		}
+	}
 	cmd.Dir = "/"
 	cmd.Env = append([]string{roleVariable + "=" + name}, env...)
 	if uid != 0 {

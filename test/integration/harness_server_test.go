@@ -22,6 +22,8 @@ import (
 type serverOptions struct {
 	// settings are lines of the section server, beside those every server has.
 	settings string
+	// more is sections beside server and plugins.
+	more string
 	// memoryKeys forgets the keys when the server ends.
 	memoryKeys bool
 }
@@ -63,7 +65,8 @@ server {
 plugins {
 	KeyManager %q { plugin_data {} }
 }
-`, s.td.Name(), s.dataDir(), s.port, s.socket(), o.settings, keys)
+%s
+`, s.td.Name(), s.dataDir(), s.port, s.socket(), o.settings, keys, o.more)
 }
 
 func (s *server) config() string  { return s.dir + "/server.conf" }
