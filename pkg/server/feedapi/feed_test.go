@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"sync"
 	"testing"
@@ -135,14 +136,22 @@ func (m *mirror) step(s feedv1.Feed_WatchClient) error {
 		if step.Delta.GetMore() {
 			return nil
 		}
-		return s.Send(ack(step.Delta.GetRevision()))
+		return sendAck(s, step.Delta.GetRevision())
 	case *feedv1.WatchResponse_Synced:
 		if err := m.finish(step.Synced); err != nil {
 			return err
 		}
-		return s.Send(ack(step.Synced.GetRevision()))
+		return sendAck(s, step.Synced.GetRevision())
 	}
 	return fmt.Errorf("unknown step %T", resp.GetStep())
+}
+
+// sendAck leaves the end of the stream to be told by Recv.
+func sendAck(s feedv1.Feed_WatchClient, rev uint64) error {
+	if err := s.Send(ack(rev)); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
 }
 
 func ack(rev uint64) *feedv1.WatchRequest {

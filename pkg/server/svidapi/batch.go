@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,7 +83,7 @@ func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.Ne
 	}
 	done := s.cfg.Audit.Begin(ctx, event(ctx, "x509svid.new", e.SPIFFEID, e.ID))
 	out, err := s.cfg.Issuer.IssueX509(ctx, now, svid.X509Request{
-		Kind: svid.Workload, ID: e.SPIFFEID, PublicKey: key, DNSNames: e.DNSNames, TTL: e.X509SVIDTTL,
+		Kind: svid.Workload, ID: e.SPIFFEID, PublicKey: key, DNSNames: distinct(e.DNSNames), TTL: e.X509SVIDTTL,
 		EntryID: e.ID, AgentID: agent,
 	})
 	if err != nil {
@@ -91,4 +92,19 @@ func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.Ne
 	}
 	done(nil, slog.String(telemetry.Serial, out.Serial), slog.Time(telemetry.NotAfter, out.NotAfter))
 	return x509ToWire(e.SPIFFEID, out), nil
+}
+
+// distinct drops repeats, which an entry may have, as with SPIRE, and an
+// X509-SVID may not. The order stays, because the first name is the subject's.
+func distinct(names []string) []string {
+	if len(names) < 2 {
+		return names
+	}
+	out := make([]string, 0, len(names))
+	for _, name := range names {
+		if !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
 }

@@ -258,6 +258,38 @@ func TestBatchNewX509Limits(t *testing.T) {
 	}
 }
 
+// What may be registered can be issued.
+func TestEntriesAtTheirLimits(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	repeats := f.Entry(t, f.one.ID, "/repeats")
+	repeats.DNSNames = []string{"b.example.org", "a.example.org", "b.example.org"}
+	many := f.Entry(t, f.one.ID, "/many")
+	for i := range 256 {
+		many.DNSNames = append(many.DNSNames, fmt.Sprintf("h%d.example.org", i))
+	}
+	long := f.Entry(t, f.one.ID, "/"+strings.Repeat("p", 2048-len("spiffe://example.org/")))
+	made := f.Create(t, repeats, many, long)
+	want := [][]string{{"b.example.org", "a.example.org"}, many.DNSNames, nil}
+	csr := apitest.CSR(t, apitest.NewKey(t), x509.CertificateRequest{})
+	for i, e := range made {
+		out, err := f.client.BatchNewX509SVID(t.Context(), &svidv1.BatchNewX509SVIDRequest{
+			Params: []*svidv1.NewX509SVIDParams{{EntryId: e.ID, Csr: csr}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := out.GetResults()[0]
+		if r.GetStatus().GetCode() != 0 {
+			t.Errorf("%.60s: %s", e.SPIFFEID, r.GetStatus().GetMessage())
+			continue
+		}
+		if diff := cmp.Diff(want[i], leafOf(t, r.GetSvid()).DNSNames); diff != "" {
+			t.Errorf("%.60s: DNS names (-want +got):\n%s", e.SPIFFEID, diff)
+		}
+	}
+}
+
 func TestNewJWT(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
