@@ -15,6 +15,13 @@ import (
 const (
 	maxID   = 255
 	maxHint = 1024
+	// maxSPIFFEID (SPIFFE-ID, 2.3) and maxDNSNames are those of an SVID: an
+	// entry beyond them could never be issued.
+	maxSPIFFEID = 2048
+	maxDNSNames = 256
+	// maxExpiry is the last second of the year 9999. Times much later do not
+	// compare as later.
+	maxExpiry = 253402300799
 	// maxRecord bounds one encoded entry or agent, so that it fits into an
 	// Update together with its bookkeeping.
 	maxRecord = 512 << 10
@@ -69,6 +76,9 @@ func (e *Entry) Validate(td spiffeid.TrustDomain) error {
 			return invalid("federates_with", "%q is this trust domain; an entry federates with others", td.Name())
 		}
 	}
+	if len(e.DNSNames) > maxDNSNames {
+		return invalid("dns_names", "are %d, at most %d are allowed", len(e.DNSNames), maxDNSNames)
+	}
 	for _, name := range e.DNSNames {
 		if rule := dnsNameRule(name); rule != "" {
 			return invalid("dns_names", "%q: %s", name, rule)
@@ -77,8 +87,17 @@ func (e *Entry) Validate(td spiffeid.TrustDomain) error {
 	if len(e.Hint) > maxHint {
 		return invalid("hint", "is %d bytes long, at most %d are allowed", len(e.Hint), maxHint)
 	}
-	if !e.ExpiresAt.IsZero() && e.ExpiresAt.Unix() <= 0 {
+	return checkExpiry(e.ExpiresAt)
+}
+
+func checkExpiry(at time.Time) error {
+	switch {
+	case at.IsZero():
+		return nil
+	case at.Unix() <= 0:
 		return invalid("expires_at", "must be a time after 1970")
+	case at.Unix() > maxExpiry:
+		return invalid("expires_at", "must be a time before the year 10000; 0 is for an entry that does not expire")
 	}
 	return nil
 }
@@ -122,6 +141,8 @@ func checkMember(field string, td spiffeid.TrustDomain, id spiffeid.ID) error {
 		return invalid(field, "%q is not in the trust domain %q of this server", id, td.Name())
 	case id.Path() == "":
 		return invalid(field, "%q has no path", id)
+	case len(id.String()) > maxSPIFFEID:
+		return invalid(field, "is %d bytes long, at most %d are allowed", len(id.String()), maxSPIFFEID)
 	}
 	return nil
 }

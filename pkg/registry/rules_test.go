@@ -8,6 +8,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,13 @@ func TestS08_EntryRules(t *testing.T) {
 		{"hint 1023", func(e *types.Entry) { e.Hint = strings.Repeat("h", 1023) }, ""},
 		{"hint 1024", func(e *types.Entry) { e.Hint = strings.Repeat("h", 1024) }, ""},
 		{"hint 1025", func(e *types.Entry) { e.Hint = strings.Repeat("h", 1025) }, "hint"},
+		{"SPIFFE ID 2048", func(e *types.Entry) { e.SpiffeId = at("/" + strings.Repeat("p", 2048-len("spiffe://example.org/"))) }, ""},
+		{"SPIFFE ID 2049", func(e *types.Entry) { e.SpiffeId = at("/" + strings.Repeat("p", 2049-len("spiffe://example.org/"))) }, "spiffe_id"},
+		{"DNS names 256", func(e *types.Entry) { e.DnsNames = slices.Repeat([]string{"a"}, 256) }, ""},
+		{"DNS names 257", func(e *types.Entry) { e.DnsNames = slices.Repeat([]string{"a"}, 257) }, "dns_names"},
+		{"expiry latest", func(e *types.Entry) { e.ExpiresAt = 253402300799 }, ""},
+		{"expiry in the year 10000", func(e *types.Entry) { e.ExpiresAt = 253402300800 }, "expires_at"},
+		{"expiry beyond what time can hold", func(e *types.Entry) { e.ExpiresAt = math.MaxInt64 }, "expires_at"},
 		{"expiry negative", func(e *types.Entry) { e.ExpiresAt = -1 }, "expires_at"},
 		{"id 254", func(e *types.Entry) { e.Id = strings.Repeat("i", 254) }, ""},
 		{"id 255", func(e *types.Entry) { e.Id = strings.Repeat("i", 255) }, ""},
