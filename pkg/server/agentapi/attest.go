@@ -169,6 +169,9 @@ func (s *Service) checkResult(method string, r node.Result) error {
 	return agent.Validate(s.cfg.TrustDomain)
 }
 
+// maxMethod bounds the name of an attestation method, in bytes.
+const maxMethod = 255
+
 func checkParams(p *agentv1.AttestAgentRequest_Params) error {
 	missing := ""
 	switch {
@@ -182,6 +185,10 @@ func checkParams(p *agentv1.AttestAgentRequest_Params) error {
 		missing = "CSR"
 	case p.GetData().GetType() == "":
 		missing = "attestation data type"
+	case len(p.GetData().GetType()) > maxMethod:
+		// It is neither sent back nor logged.
+		return rpcerr.New(codes.InvalidArgument, "malformed param: attestation data type of %d bytes is longer than %d",
+			len(p.GetData().GetType()), maxMethod)
 	case len(p.GetData().GetPayload()) == 0:
 		missing = "attestation data payload"
 	case len(p.GetData().GetPayload()) > node.MaxMessage:

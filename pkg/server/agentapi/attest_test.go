@@ -245,6 +245,7 @@ func TestAttestRefusals(t *testing.T) {
 		"no payload":         {params("puzzle", "", csr), codes.InvalidArgument, "malformed param: missing attestation data payload"},
 		"answer first":       {&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{}}, codes.InvalidArgument, "malformed param: missing params"},
 		"unknown method":     {params("quantum", "x", csr), codes.FailedPrecondition, `error getting node attestor: could not find node attestor type "quantum"`},
+		"long method":        {params(strings.Repeat("q", 256), "x", csr), codes.InvalidArgument, "malformed param: attestation data type of 256 bytes is longer than 255"},
 		"CSR is noise":       {params("puzzle", "x", []byte("noise")), codes.InvalidArgument, "failed to parse CSR"},
 		"CSR signature":      {params("puzzle", "x", mangled), codes.InvalidArgument, "failed to parse CSR"},
 		"unknown token":      {params("join_token", "nobody-made-this", csr), codes.InvalidArgument, "failed to attest: join token does not exist or has already been used"},
