@@ -51,32 +51,33 @@ func Open(cfg Config) (*Store, error) {
 	}
 	sweep(cfg.Path)
 	s := &Store{cfg: cfg, db: db, turns: newTurns(), locks: newLocks()}
-	if err := guard(cfg.Path, s.load); err != nil {
+	head, err := s.load()
+	if err == nil {
+		s.ring = newRing(head, cfg.RingBatches, cfg.RingBytes)
+		s.metrics = newMetrics(s)
+		err = s.metrics.register(cfg.Registerer)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-// load reads what is constant and sets up what lives in memory.
-func (s *Store) load() error {
-	var head store.Revision
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		var err error
-		if err = checkSize(tx, s.cfg.Path); err != nil {
-			return err
-		}
-		if s.info, err = readInfo(tx, s.cfg.Path); err != nil {
-			return err
-		}
-		head = newSnapshot(tx).rev
-		return nil
+// load reads what is constant, and the revision.
+func (s *Store) load() (head store.Revision, err error) {
+	err = guard(s.cfg.Path, func() error {
+		return s.db.View(func(tx *bbolt.Tx) (err error) {
+			if err = checkSize(tx, s.cfg.Path); err != nil {
+				return err
+			}
+			if s.info, err = readInfo(tx, s.cfg.Path); err != nil {
+				return err
+			}
+			head = newSnapshot(tx).rev
+			return nil
+		})
 	})
-	if err != nil {
-		return err
-	}
-	s.ring = newRing(head, s.cfg.RingBatches, s.cfg.RingBytes)
-	s.metrics = newMetrics(s)
-	return s.metrics.register(s.cfg.Registerer)
+	return head, err
 }
 
 // Renew gives the store in the file a new ID, as a restored or copied store
