@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"text/template"
 	"time"
 
@@ -82,6 +84,16 @@ func (d *dev) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	d.log = log.Logger()
 
+	// Others reach the Workload API through this folder; data in it is 0700.
+	if err := os.MkdirAll(filepath.Join(d.dir, "agent"), 0o711); err != nil { //nolint:gosec // see above
+		return fmt.Errorf("making a folder for the agent: %w", err)
+	}
+	// A terminal that is closed says SIGHUP; one that was told to go on does not.
+	if !signal.Ignored(syscall.SIGHUP) {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stop()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	bound := make(chan server.Bound, 1)
 	srv, err := d.server(ctx, bound)
@@ -176,7 +188,13 @@ func (d *dev) runAgent(ctx context.Context, b server.Bound) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return a.Run(ctx) })
+	group.Go(func() error {
+		err := a.Run(ctx)
+		if errors.Is(err, agent.ErrBanned) { // The server goes on: there is more to see.
+			_, err = fmt.Fprintln(d.out, "\nThe agent is banned: it has forgotten every identity and ended. The server goes on until Ctrl-C.")
+		}
+		return err
+	})
 	group.Go(func() error {
 		select {
 		case <-ready:

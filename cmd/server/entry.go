@@ -262,11 +262,11 @@ func printDeleted(cmd *cobra.Command, format *cli.Format, p cli.Persona, resp *e
 		}
 		switch {
 		case len(failed) == 0:
-			out.printf("Deleted %d entries successfully", len(done))
+			out.printf("Deleted %d entries successfully\n", len(done))
 		case len(done) == 0:
-			out.printf("\n\nFailed to delete %d entries", len(failed))
+			out.printf("\n\nFailed to delete %d entries\n", len(failed))
 		default:
-			out.printf("\n\nDeleted %d entries successfully, but failed to delete %d entries", len(done), len(failed))
+			out.printf("\n\nDeleted %d entries successfully, but failed to delete %d entries\n", len(done), len(failed))
 		}
 		return errors.Join(out.err, bad.err)
 	}, resp)

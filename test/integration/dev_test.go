@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -90,5 +91,43 @@ func TestDevKeepsTheFolderItWasTold(t *testing.T) {
 		if strings.HasSuffix(f, ".sock") {
 			t.Errorf("the socket %s was left behind", f)
 		}
+	}
+}
+
+// An agent that was banned, as dev says to try, does not take the server along;
+// and a terminal that is closed leaves nothing behind either.
+func TestDevOutlivesItsAgentAndEndsWithItsTerminal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "devban")
+	temp := w.path("tmp")
+	if err := os.Mkdir(temp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(w.bin.server, "dev")
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+	p := w.launch("dev", cmd)
+	agentID := p.await(t, `agent ban -spiffeID (\S+) `)[1]
+	socket := p.await(t, `Workload API +unix://(\S+)`)[1]
+	admin := p.await(t, `admin socket +(\S+)`)[1]
+
+	// Every user of the machine may reach the Workload API.
+	for dir := filepath.Dir(socket); dir != temp; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm()&0o001 == 0 {
+			t.Errorf("%s has mode %v (error %v), others cannot pass", dir, info.Mode(), err)
+		}
+	}
+	if out := w.runCommand(w.command(w.bin.server, "agent", "ban", "-socketPath", admin, "-spiffeID", agentID)); out.code != 0 {
+		t.Fatalf("agent ban: %s", out.stderr)
+	}
+	p.await(t, `The agent is banned`)
+	if out := w.runCommand(w.command(w.bin.server, "entry", "count", "-socketPath", admin)); out.code != 0 {
+		t.Errorf("the server went with its agent: %s", out.stderr)
+	}
+
+	if !p.end(syscall.SIGHUP) {
+		t.Fatal("it does not end at SIGHUP")
+	}
+	if dirs, err := os.ReadDir(temp); err != nil || len(dirs) != 0 {
+		t.Errorf("it left %v behind (error %v)", dirs, err)
 	}
 }
