@@ -390,13 +390,14 @@ func TestConfigValidateReportsEverything(t *testing.T) {
 	c.Agent.TrustBundleFormat = "jwks"
 	c.Agent.WorkloadX509SVIDKeyType = "ec-p521"
 	c.Agent.JoinToken, c.Agent.JoinTokenFile = "a", "b"
+	c.Agent.LogLevel, c.Agent.LogFormat = "loud", "xml"
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("valid")
 	}
 	for _, key := range []string{
 		"agent.data_dir", "agent.trust_domain", "agent.server_address", "agent.socket_path", "agent.server_port", "agent.trust_bundle_path",
-		"agent.trust_bundle_format", "agent.workload_x509_svid_key_type", "agent.join_token_file", "plugins.KeyManager", "plugins.NodeAttestor", "plugins.WorkloadAttestor",
+		"agent.trust_bundle_format", "agent.workload_x509_svid_key_type", "agent.join_token_file", "agent.log_level", "agent.log_format", "plugins.KeyManager", "plugins.NodeAttestor", "plugins.WorkloadAttestor",
 	} {
 		if !strings.Contains(err.Error(), key+":") {
 			t.Errorf("%s is not reported in:\n%v", key, err)

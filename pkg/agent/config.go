@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/config"
@@ -113,10 +114,18 @@ func (c *Config) Validate() error {
 		problems = append(problems, fmt.Errorf("agent.%s: %s", key, fmt.Sprintf(format, args...)))
 	}
 	s := &c.Agent
-	for key, value := range map[string]string{"data_dir": s.DataDir, "trust_domain": s.TrustDomain, "server_address": s.ServerAddress, "socket_path": s.SocketPath} {
-		if value == "" {
-			bad(key, "is required")
+	for _, required := range [...]struct{ key, value string }{
+		{"data_dir", s.DataDir}, {"trust_domain", s.TrustDomain}, {"server_address", s.ServerAddress}, {"socket_path", s.SocketPath},
+	} {
+		if required.value == "" {
+			bad(required.key, "is required")
 		}
+	}
+	if _, err := telemetry.ParseLevel(s.LogLevel); err != nil {
+		bad("log_level", "%v", err)
+	}
+	if f := strings.ToLower(s.LogFormat); f != "" && f != "text" && f != "json" {
+		bad("log_format", "%q is not text or json", s.LogFormat)
 	}
 	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil && s.TrustDomain != "" {
 		bad("trust_domain", "%q: %v", s.TrustDomain, err)
