@@ -152,8 +152,11 @@ var (
 func (h *Hub) attach(ctx context.Context, s *stream) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.stopped {
+	switch {
+	case h.stopped:
 		return errStopping
+	case ctx.Err() != nil: // Whoever left already takes nobody's place.
+		return context.Cause(ctx)
 	}
 	if old := h.streams[s.agent]; old != nil {
 		old.end(errReplaced)

@@ -234,15 +234,12 @@ func TestStop(t *testing.T) {
 func TestS21_StreamsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	w := apitest.New(t, apitest.Options{})
-	agent := w.NewAgent(t, "one")
-	conn := w.Dial(t, &agent.Cert)
-	for i := range 200 {
+	patient, hasty := w.Dial(t, &w.NewAgent(t, "one").Cert), w.Dial(t, &w.NewAgent(t, "two").Cert)
+	for range 100 {
 		ctx, cancel := context.WithCancel(t.Context())
 		m := newMirror()
-		s := watch(ctx, t, conn, m)
-		if i%2 == 0 {
-			until(t, s, m, m.isSynced)
-		}
+		until(t, watch(ctx, t, patient, m), m, m.isSynced)
+		watch(ctx, t, hasty, newMirror())
 		cancel()
 	}
 	stopped := make(chan struct{})
