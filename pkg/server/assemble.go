@@ -265,7 +265,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
 	})
 	k.health = healthapi.New(k.ready)
 	if k.hub, err = feedapi.New(feedapi.Config{
-		TrustDomain: td, Graph: k.graph, Index: k.index, Head: k.store.Head, SetVersion: k.setVersion,
+		TrustDomain: td, Graph: k.graph, Index: k.index, Head: k.store.Head, SetVersion: k.attest.SetVersion,
 		Logger: k.log, Audit: record, Registerer: k.metrics,
 	}); err != nil {
 		return err
@@ -278,15 +278,6 @@ func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
 		roots: k.roots, admins: admins, index: k.index, agents: k.agents, audit: record,
 	}}
 	return nil
-}
-
-// setVersion remembers which version an agent says it has.
-func (k *control) setVersion(ctx context.Context, agent spiffeid.ID, version string) error {
-	_, err := k.registry.UpdateAgent(ctx, agent, func(a *registry.Agent) error {
-		a.Version = version
-		return nil
-	})
-	return err
 }
 
 // close releases what assemble opened. It may be called for what is half built.
