@@ -144,3 +144,8 @@ func (a *agent) warm(n float64) {
 		return err
 	})
 }
+
+// renewals is how often the agent has renewed its own SVID since it started.
+func (a *agent) renewals() int {
+	return strings.Count(a.proc.log.String(), "renewed the agent's SVID")
+}

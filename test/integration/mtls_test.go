@@ -6,7 +6,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 )
 
 // How many rotations a conversation is held over, at least, on each end.
@@ -25,7 +30,7 @@ const (
 
 // Two workloads talk mutual TLS by what go-spiffe gets from the Workload API,
 // one new handshake after the other, while their SVIDs, the agent's own and the
-// CA are rotated again and again. Not one handshake fails.
+// CA are rotated again and again. Not one handshake fails, and no request does.
 func TestTwoWorkloadsTrustEachOtherThroughEveryRotation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "mtls")
@@ -51,6 +56,64 @@ func TestTwoWorkloadsTrustEachOtherThroughEveryRotation(t *testing.T) {
 		one, two := w.stage("one"), w.stage("two")
 		converse(t, w, s, a, "programs", workloadOf{path: one, selector: "unix:path:" + one}, workloadOf{path: two, selector: "unix:path:" + two})
 	})
+	t.Run("requests", func(t *testing.T) {
+		t.Parallel()
+		requestThroughRotations(t, w, s, a)
+	})
+}
+
+// requestThroughRotations asks for everything that is signed, all the time, and
+// verifies each answer with what is published at that moment.
+func requestThroughRotations(t *testing.T, w *world, s *server, a *agent) {
+	program, err := os.Executable() // not self: the two programs have this uid too
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.create(w.entry("/requests", a.id(), "unix:path:"+program))
+	streamX509(t, a.conn).until("an SVID", func(u x509Update) bool { return u.find(w.id("/requests")) != nil })
+	source, err := workloadapi.NewJWTSource(bounded(t), workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+a.socket())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	keys, n := make(map[string]bool), 0
+	eventuallyWithin(t, rotationTime, "enough rotations of the JWT authority", func() error {
+		n++
+		// A new audience each time, so that none comes from a cache.
+		token, err := source.FetchJWTSVID(bounded(t), jwtsvid.Params{Audience: fmt.Sprint(n), Subject: w.id("/requests")})
+		if err != nil {
+			t.Fatalf("request %d, after %d keys: fetching a JWT-SVID: %v", n, len(keys), err)
+		}
+		if _, err := jwtsvid.ParseAndValidate(token.Marshal(), source, []string{fmt.Sprint(n)}); err != nil {
+			t.Fatalf("request %d, after %d keys: validating a JWT-SVID: %v", n, len(keys), err)
+		}
+		keys[keyOf(t, token.Marshal())] = true
+		minted, err := svidv1.NewSVIDClient(s.conn).MintJWTSVID(bounded(t), &svidv1.MintJWTSVIDRequest{Id: apiID(w.id("/minted")), Audience: []string{"x"}})
+		if err != nil {
+			t.Fatalf("request %d, after %d keys: minting a JWT-SVID: %v", n, len(keys), err)
+		}
+		w.secret(minted.GetSvid().GetToken())
+		if u, err := fetchX509(t, a.conn); err != nil {
+			t.Fatalf("request %d, after %d keys: fetching an X509-SVID: %v", n, len(keys), err)
+		} else {
+			u.find(w.id("/requests")).verify(t)
+		}
+		if len(keys) < leastAuthorities {
+			return fmt.Errorf("%d keys have signed", len(keys))
+		}
+		return nil
+	})
+	t.Logf("%d times four requests, none failed, over %d JWT keys", n, len(keys))
+}
+
+// keyOf is the ID of the key that signed a token.
+func keyOf(t *testing.T, token string) string {
+	t.Helper()
+	parsed, err := jwt.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed.Headers[0].KeyID
 }
 
 // workloadOf is one end: an executable, who runs it, and what it is known by.
