@@ -51,12 +51,12 @@ func (a *Agent) follow(ctx context.Context) error {
 		if errors.Is(err, errRenewed) {
 			continue // still in sync, for the moment it takes to connect anew
 		}
-		a.connected.Store(false)
+		worked := a.connected.Swap(false)
 		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
 			return err
 		}
-		if time.Since(start) > backoffMax {
-			wait = backoffFirst // it worked for a while
+		if worked || time.Since(start) > backoffMax {
+			wait = backoffFirst
 		}
 		pause := wait/2 + rand.N(wait) //nolint:gosec // only spreads the attempts
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
