@@ -79,6 +79,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	// Before anything else, so that a busy port does not cost the join token.
+	if err := a.runListeners(ctx, group); err != nil {
+		group.Go(func() error { return err })
+		return errors.Join(group.Wait(), lis.Close())
+	}
 	creds := peer.NewCredentials(peer.Config{Log: a.log})
 	for name, run := range map[string]func(context.Context) error{
 		"peers":                creds.Run,
@@ -93,9 +98,6 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 			return nil
 		})
-	}
-	if err := a.runListeners(ctx, group); err != nil {
-		group.Go(func() error { return err })
 	}
 	a.log.InfoContext(ctx, "serving the Workload API", telemetry.Address, lis.Addr().String(), telemetry.TrustDomain, a.config.Agent.TrustDomain)
 	err = group.Wait()
@@ -137,21 +139,29 @@ func (a *Agent) listen(ctx context.Context) (net.Listener, error) {
 	return lis, nil
 }
 
-// runListeners starts the HTTP side listeners that are configured.
+// runListeners opens and serves the HTTP side listeners that are configured.
 func (a *Agent) runListeners(ctx context.Context, group *errgroup.Group) error {
-	if a.config.Health.ListenerEnabled {
+	health, err := a.config.Health.Listen(ctx)
+	if err != nil {
+		return err
+	}
+	if health != nil {
 		h, err := telemetry.NewHealth(a.config.Health, a.live, a.Healthy, a.log)
 		if err != nil {
 			return err
 		}
-		group.Go(func() error { return h.Run(ctx) })
+		group.Go(func() error { return h.Serve(ctx, health) })
 	}
-	if p := a.config.Telemetry.Prometheus; p != nil {
-		l, err := telemetry.NewPrometheus(*p, a.registry, a.log)
+	metrics, err := a.config.Telemetry.ListenMetrics(ctx)
+	if err != nil {
+		return err
+	}
+	if metrics != nil {
+		l, err := telemetry.NewPrometheus(*a.config.Telemetry.Prometheus, a.registry, a.log)
 		if err != nil {
 			return err
 		}
-		group.Go(func() error { return l.Run(ctx) })
+		group.Go(func() error { return l.Serve(ctx, metrics) })
 	}
 	return nil
 }

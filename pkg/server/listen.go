@@ -18,10 +18,9 @@ const (
 	adminDirPerm    = 0o750
 )
 
-// listeners are the two that the server is reached by.
+// listeners are what the server is reached by; health and metrics may be nil.
 type listeners struct {
-	tcp   net.Listener
-	admin net.Listener
+	tcp, admin, health, metrics net.Listener
 }
 
 // listen opens what the Config did not bring along.
@@ -33,9 +32,17 @@ func (c *Config) listen(ctx context.Context, s Settings) (l listeners, err error
 		}
 	}
 	if l.admin == nil {
-		if l.admin, err = unixsock.Listen(ctx, s.SocketPath, adminSocketPerm, adminDirPerm); err != nil {
-			return listeners{}, errors.Join(keyError("server.socket_path", "%w", err), l.tcp.Close())
+		admin, err := unixsock.Listen(ctx, s.SocketPath, adminSocketPerm, adminDirPerm)
+		if err != nil {
+			return listeners{}, errors.Join(keyError("server.socket_path", "%w", err), l.closeAll())
 		}
+		l.admin = admin
+	}
+	if l.health, err = c.HealthChecks.Listen(ctx); err != nil {
+		return listeners{}, errors.Join(err, l.closeAll())
+	}
+	if l.metrics, err = c.Telemetry.ListenMetrics(ctx); err != nil {
+		return listeners{}, errors.Join(err, l.closeAll())
 	}
 	return l, nil
 }
@@ -56,10 +63,10 @@ func listenTCP(ctx context.Context, s Settings) (net.Listener, error) {
 	return l, nil
 }
 
-// closeAll closes both. Those that a server has served are closed already.
+// closeAll closes those that are open. Those that a server has served are closed already.
 func (l listeners) closeAll() error {
 	var problems []error
-	for _, x := range []net.Listener{l.tcp, l.admin} {
+	for _, x := range []net.Listener{l.tcp, l.admin, l.health, l.metrics} {
 		if x == nil {
 			continue
 		}

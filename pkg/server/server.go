@@ -99,8 +99,8 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	if file != nil {
 		run("log", file.Run)
 	}
-	for _, l := range sides {
-		run("side listener", l.Run)
+	for _, side := range sides {
+		run("side listener", side)
 	}
 	overTLS, admin := k.servers()
 	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.listeners.tcp) })
@@ -126,22 +126,22 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	return g.Wait()
 }
 
-// sideListeners are those of health checks and metrics.
-func (s *Server) sideListeners(k *control) ([]*telemetry.Listener, error) {
-	var out []*telemetry.Listener
+// sideListeners serve health checks and metrics.
+func (s *Server) sideListeners(k *control) ([]func(context.Context) error, error) {
+	var out []func(context.Context) error
 	if s.cfg.HealthChecks.ListenerEnabled {
 		l, err := telemetry.NewHealth(s.cfg.HealthChecks, k.live, k.ready, k.log)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, l)
+		out = append(out, func(ctx context.Context) error { return l.Serve(ctx, k.listeners.health) })
 	}
 	if p := s.cfg.Telemetry.Prometheus; p != nil {
 		l, err := telemetry.NewPrometheus(*p, k.metrics, k.log)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, l)
+		out = append(out, func(ctx context.Context) error { return l.Serve(ctx, k.listeners.metrics) })
 	}
 	return out, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 )
 
@@ -78,6 +80,32 @@ func TestBusyPort(t *testing.T) {
 	says(t, fails(t, cfg), "server.bind_port", "in use", "choose another port")
 	if _, err := os.Stat(cfg.Server.DataDir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a server that cannot listen made its data_dir: %v", err)
+	}
+}
+
+// A side listener that cannot start keeps the server from starting at all.
+func TestBusySidePort(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	for key, set := range map[string]func(*Config){
+		"health_checks.bind_port": func(c *Config) {
+			c.HealthChecks = telemetry.HealthConfig{ListenerEnabled: true, BindAddress: "127.0.0.1", BindPort: strconv.Itoa(port)}
+		},
+		"telemetry.Prometheus.port": func(c *Config) {
+			c.Telemetry.Prometheus = &telemetry.PrometheusConfig{Host: "127.0.0.1", Port: port}
+		},
+	} {
+		cfg := testConfig(t)
+		set(&cfg)
+		says(t, fails(t, cfg), key, "in use", "choose another port")
+		if _, err := os.Stat(cfg.Server.DataDir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: a server that cannot listen made its data_dir: %v", key, err)
+		}
 	}
 }
 

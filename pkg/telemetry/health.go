@@ -57,6 +57,17 @@ func (c HealthConfig) Validate() error {
 	return nil
 }
 
+// Listen opens the section's address, for [Listener.Serve]: a program does so
+// before it writes anything. It is nil when the listener is not enabled. The
+// error names the file key.
+func (c HealthConfig) Listen(ctx context.Context) (net.Listener, error) {
+	if !c.ListenerEnabled {
+		return nil, nil //nolint:nilnil // as documented
+	}
+	c = c.withDefaults()
+	return listen(ctx, c.BindAddress, c.BindPort, "health_checks.bind_address", "health_checks.bind_port")
+}
+
 // NewHealth returns the listener that answers live and ready: 200 while the
 // checker returns nil, else 500 as SPIRE does, with a JSON body either way.
 func NewHealth(c HealthConfig, live, ready Checker, log *slog.Logger) (*Listener, error) {
@@ -75,7 +86,6 @@ func NewHealth(c HealthConfig, live, ready Checker, log *slog.Logger) (*Listener
 	})
 	return &Listener{
 		name:    "health",
-		address: net.JoinHostPort(c.BindAddress, c.BindPort),
 		handler: getOnly(handler),
 		log:     log,
 	}, nil

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -23,24 +25,28 @@ const (
 // secrets and takes no input beyond the request line.
 type Listener struct {
 	name    string
-	address string
 	handler http.Handler
 	log     *slog.Logger
 }
 
-// Run listens on the configured address and serves until ctx ends, then waits
-// a few seconds for requests in flight. It returns nil after ctx ended; a busy
-// or forbidden port is an error at once.
-func (l *Listener) Run(ctx context.Context) error {
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", l.address)
-	if err != nil {
-		return fmt.Errorf("%s listener: %w", l.name, err)
+// listen opens the TCP address that a section of the configuration file asks
+// for. The error names the file's key of the port or of the host.
+func listen(ctx context.Context, host, port, hostKey, portKey string) (net.Listener, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("%s: port %s is in use at %s: stop the other process, or choose another port: %w", portKey, port, host, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%s: port %s needs rights that this process does not have: choose a port above 1023: %w", portKey, port, err)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", hostKey, err)
 	}
-	return l.Serve(ctx, ln)
+	return ln, nil
 }
 
-// Serve is Run on a listener that is already open. It closes ln.
+// Serve serves on ln, which [HealthConfig.Listen] or [Config.ListenMetrics]
+// opened, until ctx ends, then waits a few seconds for requests in flight and
+// returns nil. It closes ln.
 func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 	srv := &http.Server{
 		Handler:           l.handler,

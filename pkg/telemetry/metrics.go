@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -52,15 +54,23 @@ func NewRegistry() *prometheus.Registry {
 	return reg
 }
 
+func (c PrometheusConfig) host() string { return cmp.Or(c.Host, "localhost") }
+
+// ListenMetrics opens the address of telemetry.Prometheus, for
+// [Listener.Serve]: a program does so before it writes anything. It is nil when
+// there is no such section. The error names the file key.
+func (c Config) ListenMetrics(ctx context.Context) (net.Listener, error) {
+	if c.Prometheus == nil {
+		return nil, nil //nolint:nilnil // as documented
+	}
+	return listen(ctx, c.Prometheus.host(), strconv.Itoa(c.Prometheus.Port), "telemetry.Prometheus.host", "telemetry.Prometheus.port")
+}
+
 // NewPrometheus returns the listener that shows what is in gatherer, on every
 // path, as SPIRE does (scrapers ask for /metrics).
 func NewPrometheus(c PrometheusConfig, gatherer prometheus.Gatherer, log *slog.Logger) (*Listener, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
-	}
-	host := c.Host
-	if host == "" {
-		host = "localhost"
 	}
 	handler := promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
@@ -69,7 +79,6 @@ func NewPrometheus(c PrometheusConfig, gatherer prometheus.Gatherer, log *slog.L
 	})
 	return &Listener{
 		name:    "prometheus",
-		address: net.JoinHostPort(host, strconv.Itoa(c.Port)),
 		handler: getOnly(handler),
 		log:     log,
 	}, nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -262,16 +263,34 @@ func TestPrometheus(t *testing.T) {
 	}
 }
 
-func TestRunOnABusyPortFails(t *testing.T) {
+func TestListenOnABusyPortNamesTheKey(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	l := &Listener{name: "health", address: ln.Addr().String(), log: slog.New(slog.DiscardHandler)}
-	if err := l.Run(t.Context()); !errors.Is(err, syscall.EADDRINUSE) || !strings.HasPrefix(err.Error(), "health listener: ") {
-		t.Errorf("Run on a busy port: %v", err)
+	port := ln.Addr().(*net.TCPAddr).Port
+	_, health := HealthConfig{ListenerEnabled: true, BindAddress: "127.0.0.1", BindPort: strconv.Itoa(port)}.Listen(t.Context())
+	_, metrics := Config{Prometheus: &PrometheusConfig{Host: "127.0.0.1", Port: port}}.ListenMetrics(t.Context())
+	_, foreign := HealthConfig{ListenerEnabled: true, BindAddress: "192.0.2.1", BindPort: strconv.Itoa(port)}.Listen(t.Context())
+	for prefix, err := range map[string]error{
+		"health_checks.bind_port: port ":     health,
+		"telemetry.Prometheus.port: port ":   metrics,
+		"health_checks.bind_address: listen": foreign,
+	} {
+		if err == nil || !strings.HasPrefix(err.Error(), prefix) {
+			t.Errorf("got %v, want an error that begins with %q", err, prefix)
+		}
+	}
+	if !errors.Is(health, syscall.EADDRINUSE) {
+		t.Errorf("got %v, want EADDRINUSE", health)
+	}
+	if off, err := (HealthConfig{}).Listen(t.Context()); off != nil || err != nil {
+		t.Errorf("a listener that is not enabled: %v, %v", off, err)
+	}
+	if off, err := (Config{}).ListenMetrics(t.Context()); off != nil || err != nil {
+		t.Errorf("metrics without a section: %v, %v", off, err)
 	}
 }
 
