@@ -141,6 +141,10 @@ func (h *Hub) Stop() {
 	h.running.Wait()
 }
 
+// keyOldPeer is the attribute of where a stream came from that another took
+// over.
+const keyOldPeer = "old_peer_addr"
+
 var (
 	errStopping = rpcerr.New(codes.Unavailable, "the server is stopping: go to another one or try again")
 	errLeft     = rpcerr.New(codes.Canceled, "the agent left")
@@ -163,7 +167,7 @@ func (h *Hub) attach(ctx context.Context, s *stream) error {
 		h.metrics.replaced.Inc()
 		h.cfg.Audit.Record(ctx, audit.Event{
 			Action: "feed.replace", Caller: s.agent.String(), CallerKind: "agent", Subject: s.agent.String(),
-			Attrs: []slog.Attr{slog.String("old_peer_addr", old.address), slog.String("peer_addr", s.address)},
+			Attrs: []slog.Attr{slog.String(keyOldPeer, old.address), slog.String(telemetry.PeerAddr, s.address)},
 		}, nil)
 	}
 	h.streams[s.agent] = s

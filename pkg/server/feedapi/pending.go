@@ -24,7 +24,7 @@ func (b *bucketSet) list() []uint32 {
 	var out []uint32
 	for w, word := range b {
 		for ; word != 0; word &= word - 1 {
-			out = append(out, uint32(w*64+bits.TrailingZeros64(word))) //nolint:gosec // 0 to 255 by construction
+			out = append(out, uint32(w*64+bits.TrailingZeros64(word)))
 		}
 	}
 	return out
@@ -36,7 +36,7 @@ func differing(held []uint64, now *[feedv1.Buckets]uint64) bucketSet {
 	var out bucketSet
 	for i, sum := range now {
 		if len(held) == 0 && sum != 0 || len(held) != 0 && held[i] != sum {
-			out.add(uint8(i)) //nolint:gosec // 0 to 255 by construction
+			out.add(uint8(i))
 		}
 	}
 	return out

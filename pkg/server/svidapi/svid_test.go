@@ -228,7 +228,7 @@ func TestBatchNewX509(t *testing.T) {
 		t.Fatalf("%d results, want %d", len(out.GetResults()), len(want))
 	}
 	for i, r := range out.GetResults() {
-		if codes.Code(r.GetStatus().GetCode()) != want[i].code || !strings.HasPrefix(r.GetStatus().GetMessage(), want[i].text) { //nolint:gosec // A code.
+		if codes.Code(r.GetStatus().GetCode()) != want[i].code || !strings.HasPrefix(r.GetStatus().GetMessage(), want[i].text) {
 			t.Errorf("item %d: %v, want %v", i, r.GetStatus(), want[i])
 		}
 		if (r.GetSvid() != nil) != (want[i].code == codes.OK) {
@@ -342,7 +342,7 @@ func TestS19_EndOfEntitlement(t *testing.T) {
 			{EntryId: f.mine.ID, Csr: apitest.CSR(t, f.one.Key, x509.CertificateRequest{})},
 		}})
 		if err != nil {
-			return &types.Status{Code: int32(status.Code(err))} //nolint:gosec // A code.
+			return &types.Status{Code: int32(status.Code(err))}
 		}
 		return out.GetResults()[0].GetStatus()
 	}
