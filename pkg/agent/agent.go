@@ -71,6 +71,11 @@ type Options struct {
 // the Workload API can answer from it while the server is away.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.background.Wait()
+	unlock, err := lockDataDir(a.file(lockFile))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := a.takeUp(ctx); err != nil {
 		return err
 	}
@@ -248,5 +253,12 @@ func makeDataDir(dir string) error {
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
+
+// The agent's files in data_dir, beside its key manager's.
+const (
+	svidFile  = "agent-svid.json"
+	stateFile = "agent-state.pb"
+	lockFile  = "lock"
+)
 
 func (a *Agent) file(name string) string { return filepath.Join(a.config.Agent.DataDir, name) }

@@ -75,8 +75,8 @@ func New(c *Config, o Options) (*Agent, error) {
 		}
 		found = append(found, at)
 	}
-	a.identity = &identity{td: td, keys: km, path: a.file("agent-svid.json")}
-	a.state = &state{path: a.file("agent-state.pb"), withKeys: c.Agent.PersistSVIDs, log: o.Log}
+	a.identity = &identity{td: td, keys: km, path: a.file(svidFile)}
+	a.state = &state{path: a.file(stateFile), withKeys: c.Agent.PersistSVIDs, log: o.Log}
 	keyType, err := keys.ParseType(c.Agent.WorkloadX509SVIDKeyType)
 	if err != nil {
 		return nil, fmt.Errorf("agent.workload_x509_svid_key_type: %w", err)
