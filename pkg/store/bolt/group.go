@@ -3,6 +3,7 @@ package bolt
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 
@@ -163,6 +164,11 @@ func (s *Store) commit(g *group) {
 		}
 		return
 	}
+	if err := s.inPlace(); err != nil {
+		_ = g.tx.Rollback() // The reason it is given up is the one to tell.
+		g.err = err
+		return
+	}
 	start := time.Now()
 	if err := g.write(); err != nil {
 		g.err = s.afterFailure(g, err)
@@ -170,6 +176,19 @@ func (s *Store) commit(g *group) {
 	}
 	s.metrics.committed(time.Since(start), len(g.batches))
 	s.ring.publish(g.batches)
+}
+
+// inPlace refuses to write into a file that was removed or replaced: it would
+// be gone with the process, and what was acknowledged with it.
+func (s *Store) inPlace() error {
+	now, err := os.Stat(s.cfg.Path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: the store's file is gone, nothing was written: %w; put it back, or restart to begin anew", store.ErrUnavailable, err)
+	case !os.SameFile(s.file, now):
+		return fmt.Errorf("%w: %s is not the file that was opened, nothing was written; restart to use it", store.ErrUnavailable, s.cfg.Path)
+	}
+	return nil
 }
 
 // write commits the bbolt transaction. A panic of bbolt means that it found

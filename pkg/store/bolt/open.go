@@ -53,6 +53,9 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, db: db, turns: newTurns(), locks: newLocks()}
 	head, err := s.load()
 	if err == nil {
+		s.file, err = os.Stat(cfg.Path)
+	}
+	if err == nil {
 		s.ring = newRing(head, cfg.RingBatches, cfg.RingBytes)
 		s.metrics = newMetrics(s)
 		err = s.metrics.register(cfg.Registerer)

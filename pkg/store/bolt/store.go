@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 
 	"go.etcd.io/bbolt"
@@ -19,6 +20,7 @@ type Store struct {
 	cfg     Config
 	db      *bbolt.DB
 	info    store.Info
+	file    fs.FileInfo // of the file at cfg.Path when it was opened
 	ring    *ring
 	turns   *turns
 	locks   *locks
