@@ -116,9 +116,9 @@ func TestS27_RapidReset(t *testing.T) {
 	}
 	served(t, r, "during")
 	t.Logf("%d calls opened and reset, goroutines from %d to %d", sent, before, most)
-	// A call has the handler, the conversation that is ending, and a timer or
-	// two that fires.
-	if limit := before + 5*maxStreams; most > limit {
+	// A call has the handler, conversations that are ending, and a timer or
+	// two that fires; how many are ending depends on the machine's load.
+	if limit := before + 10*maxStreams; most > limit {
 		t.Errorf("%d goroutines, want at most %d", most, limit)
 	}
 	if err := a.conn.Close(); err != nil {

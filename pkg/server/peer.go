@@ -59,6 +59,9 @@ func (t tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	if !ok {
 		return nil, nil, fmt.Errorf("TLS handshake gave a %T", info)
 	}
+	if len(tlsInfo.State.PeerCertificates) == 0 {
+		conn = &strangerConn{Conn: conn, left: strangerBytes}
+	}
 	return conn, &client{TLSInfo: tlsInfo, chain: tlsInfo.State.PeerCertificates}, nil
 }
 
