@@ -233,6 +233,7 @@ func TestSocketPathPrecedence(t *testing.T) {
 		{"template without instance", nil, map[string]string{template: "/t/%i"}, "/run/credence/server/private/api.sock"},
 		{"instance", []string{"--instance", "a"}, map[string]string{variable: "/env", template: "/t/%i/%i.sock"}, "/t/a/a.sock"},
 		{"flag", []string{"--socketPath", "/flag", "--instance", "a"}, map[string]string{variable: "/env", template: "/t/%i"}, "/flag"},
+		{"flag with the default's value", []string{"--socketPath", "/run/credence/server/private/api.sock"}, map[string]string{variable: "/env"}, "/run/credence/server/private/api.sock"},
 		{"instance without template", []string{"--instance", "a"}, nil, "error: -instance needs a socket template with %i in it in " + template},
 		{"template without %i", []string{"--instance", "a"}, map[string]string{template: "/t"}, "error: -instance needs a socket template with %i in it in " + template},
 	}

@@ -22,6 +22,7 @@ const (
 
 // Socket is the flags that say which socket a command talks to.
 type Socket struct {
+	flags          *pflag.FlagSet
 	path, instance string
 	fallback       string // the persona's default
 	variable       string // SPIRE's environment variable for it
@@ -41,7 +42,7 @@ func AgentSocket(flags *pflag.FlagSet, p Persona) *Socket {
 }
 
 func newSocket(flags *pflag.FlagSet, p Persona, fallback, variable string) *Socket {
-	s := &Socket{fallback: fallback, variable: variable, getenv: p.env}
+	s := &Socket{flags: flags, fallback: fallback, variable: variable, getenv: p.env}
 	flags.StringVar(&s.path, "socketPath", fallback, "path of the socket (env "+variable+")")
 	flags.StringVar(&s.instance, "instance", "", "name that replaces %i in the socket template (env "+variable+"_TEMPLATE)")
 	return s
@@ -56,7 +57,7 @@ func (s *Socket) Path() (string, error) {
 			fmt.Sprintf("export %s_TEMPLATE=/run/credence/%%i/api.sock, or use -socketPath", s.variable))
 	}
 	switch {
-	case s.path != s.fallback:
+	case s.flags.Changed("socketPath"):
 		return s.path, nil
 	case s.instance != "":
 		return strings.ReplaceAll(template, "%i", s.instance), nil
