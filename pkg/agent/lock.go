@@ -15,7 +15,7 @@ func lockDataDir(path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent.data_dir: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		err = errors.Join(err, f.Close())
 		return nil, fmt.Errorf("agent.data_dir: another agent is using it (lock on %s: %w); stop that one, or choose another directory", path, err)
 	}
