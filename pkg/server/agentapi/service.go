@@ -161,7 +161,7 @@ func (s *Service) update(ctx context.Context, id spiffeid.ID, change func(*regis
 // callerID is the agent that calls.
 func callerID(ctx context.Context) (spiffeid.ID, error) {
 	caller, ok := policy.FromContext(ctx)
-	if !ok || caller.ID.IsZero() {
+	if !ok || !caller.Is(policy.Agent) {
 		return spiffeid.ID{}, rpcerr.New(codes.PermissionDenied, "the caller is not an agent")
 	}
 	return caller.ID, nil

@@ -51,7 +51,7 @@ type watch struct {
 // end the call at once: when Watch returns, gRPC cancels both.
 func (h *Hub) Watch(c conn) error {
 	caller, ok := policy.FromContext(c.Context())
-	if !ok || caller.ID.IsZero() {
+	if !ok || !caller.Is(policy.Agent) {
 		return rpcerr.New(codes.PermissionDenied, "the feed is for agents")
 	}
 	w := &watch{
