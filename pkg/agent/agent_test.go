@@ -24,6 +24,7 @@ import (
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/keys/diskkey"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
@@ -421,5 +422,57 @@ func TestShippedConfigurations(t *testing.T) {
 		if err := c.Validate(); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+func TestRebootstrap(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	untrusted := fmt.Errorf("dialling: %w", errUntrusted)
+	lost := status.Error(codes.Unavailable, "gone")
+	again := &nodeSVID{reattestable: true}
+	for name, tc := range map[string]struct {
+		mode string
+		own  *nodeSVID
+		errs []error // one a minute
+		want bool    // of the last
+	}{
+		"never":                       {rebootstrapNever, again, []error{untrusted, untrusted, untrusted}, false},
+		"always, too early":           {rebootstrapAlways, nil, []error{untrusted, untrusted}, false},
+		"always":                      {rebootstrapAlways, nil, []error{untrusted, untrusted, untrusted}, true},
+		"always, in touch in between": {rebootstrapAlways, nil, []error{untrusted, lost, untrusted, untrusted}, false},
+		"always, only lost":           {rebootstrapAlways, nil, []error{lost, lost, lost, lost}, false},
+		"auto":                        {rebootstrapAuto, again, []error{untrusted, untrusted, untrusted}, true},
+		"auto with a join token":      {rebootstrapAuto, &nodeSVID{}, []error{untrusted, untrusted, untrusted}, false},
+		"once, then the delay again":  {rebootstrapAlways, nil, []error{untrusted, untrusted, untrusted, untrusted}, false},
+	} {
+		var d distrust
+		var got bool
+		for i, err := range tc.errs {
+			got = d.rebootstrap(start.Add(time.Duration(i)*time.Minute), Section{RebootstrapMode: tc.mode, RebootstrapDelay: 2 * time.Minute}, tc.own, err)
+		}
+		if got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+func TestPauseEndsBeforeTheSVID(t *testing.T) {
+	t.Parallel()
+	a := &Agent{identity: &identity{}}
+	ends := func(in time.Duration) {
+		cert := &x509.Certificate{NotAfter: time.Now().Add(in)}
+		a.identity.current.Store(&nodeSVID{SVID: &x509svid.SVID{Certificates: []*x509.Certificate{cert}}})
+	}
+	if p := a.pause(backoffMax); p < backoffMax/2 || p > backoffMax*3/2 {
+		t.Errorf("without an SVID: %v", p)
+	}
+	ends(4 * time.Second)
+	if p := a.pause(backoffMax); p > time.Second {
+		t.Errorf("4 s before the end: %v", p)
+	}
+	ends(-time.Hour)
+	if p := a.pause(backoffMax); p > backoffFirst {
+		t.Errorf("after the end: %v", p)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,6 +54,13 @@ type Section struct {
 	// false. Not for production.
 	InsecureBootstrap bool `hcl:"insecure_bootstrap"`
 
+	// RebootstrapMode says whether an agent that cannot verify the server
+	// any more may go back to TrustBundlePath (or InsecureBootstrap): never,
+	// auto (only one that can attest again) or always; default never.
+	RebootstrapMode string `hcl:"rebootstrap_mode"`
+	// RebootstrapDelay is for how long it must have been so; default 10m.
+	RebootstrapDelay time.Duration `hcl:"rebootstrap_delay"`
+
 	// JoinToken for the node attestor join_token.
 	JoinToken string `hcl:"join_token"`
 	// JoinTokenFile holds the join token; exclusive with JoinToken.
@@ -78,7 +86,11 @@ type Section struct {
 }
 
 const (
-	defaultServerPort = 8081
+	defaultServerPort       = 8081
+	defaultRebootstrapDelay = 10 * time.Minute
+	rebootstrapNever        = "never"
+	rebootstrapAuto         = "auto"
+	rebootstrapAlways       = "always"
 	// attestorTimeout bounds one workload attestor's work on one call.
 	attestorTimeout = 5 * time.Second
 )
@@ -103,6 +115,8 @@ func (c *Config) SetDefaults() {
 	s := &c.Agent
 	s.ServerPort = cmp.Or(s.ServerPort, defaultServerPort)
 	s.TrustBundleFormat = cmp.Or(s.TrustBundleFormat, formatPEM)
+	s.RebootstrapMode = cmp.Or(s.RebootstrapMode, rebootstrapNever)
+	s.RebootstrapDelay = cmp.Or(s.RebootstrapDelay, defaultRebootstrapDelay)
 	s.WorkloadX509SVIDKeyType = cmp.Or(s.WorkloadX509SVIDKeyType, keys.ECP256.String())
 }
 
@@ -141,6 +155,9 @@ func (c *Config) Validate() error {
 	}
 	if s.TrustBundleFormat != formatPEM && s.TrustBundleFormat != formatSPIFFE {
 		bad("trust_bundle_format", "%q is not known; use pem or spiffe", s.TrustBundleFormat)
+	}
+	if !slices.Contains([]string{rebootstrapNever, rebootstrapAuto, rebootstrapAlways}, s.RebootstrapMode) {
+		bad("rebootstrap_mode", "%q is not known; use never, auto or always", s.RebootstrapMode)
 	}
 	if s.JoinToken != "" && s.JoinTokenFile != "" {
 		bad("join_token_file", "is exclusive with join_token")

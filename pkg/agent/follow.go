@@ -42,6 +42,7 @@ func fatal(err error) error { return fatalError{err} }
 // server refuses it for good.
 func (a *Agent) follow(ctx context.Context) error {
 	wait := backoffFirst
+	var distrust distrust
 	for {
 		start := time.Now()
 		err := a.session(ctx)
@@ -58,7 +59,11 @@ func (a *Agent) follow(ctx context.Context) error {
 		if worked || time.Since(start) > backoffMax {
 			wait = backoffFirst
 		}
-		pause := wait/2 + rand.N(wait) //nolint:gosec // only spreads the attempts
+		if distrust.rebootstrap(time.Now(), a.config.Agent, a.identity.current.Load(), err) {
+			a.log.WarnContext(ctx, "the server cannot be verified for too long: bootstrapping anew, as rebootstrap_mode says", telemetry.Err, err)
+			a.trust.current.Store(nil)
+		}
+		pause := a.pause(wait)
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
 		a.away(err)
 		select {
@@ -68,6 +73,38 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 		wait = min(wait*2, backoffMax)
 	}
+}
+
+// pause is about wait, and never so long that the agent's own SVID expires in
+// the middle of it: with an expired one it would have to attest anew.
+func (a *Agent) pause(wait time.Duration) time.Duration {
+	pause := wait/2 + rand.N(wait) //nolint:gosec // only spreads the attempts
+	if own := a.identity.current.Load(); own != nil {
+		pause = min(pause, max(time.Until(own.notAfter())/4, backoffFirst))
+	}
+	return pause
+}
+
+// distrust is how long the server could not be verified.
+type distrust struct{ since time.Time }
+
+// rebootstrap says whether what is known of the server's authorities is to be
+// given up for what the configuration names, by rebootstrap_mode: auto is for
+// agents that could attest again too.
+func (d *distrust) rebootstrap(now time.Time, s Section, own *nodeSVID, err error) bool {
+	if !errors.Is(err, errUntrusted) {
+		d.since = time.Time{}
+		return false
+	}
+	if d.since.IsZero() {
+		d.since = now
+	}
+	may := s.RebootstrapMode == rebootstrapAlways || (s.RebootstrapMode == rebootstrapAuto && own != nil && own.reattestable)
+	if !may || now.Sub(d.since) < s.RebootstrapDelay {
+		return false
+	}
+	d.since = time.Time{}
+	return true
 }
 
 // judge says what the end of a session means for what the agent holds.

@@ -158,7 +158,7 @@ func (v *verifier) explain(err error) error {
 	if v.last == nil {
 		return err
 	}
-	return fmt.Errorf("%w: %w: is the trust bundle the one of this server, and is this machine's clock right? After the first contact the bundle is the one kept in data_dir: if the server was set up anew, remove %s and %s there and attest again", errUntrusted, v.last, stateFile, svidFile)
+	return fmt.Errorf("%w: %w: is the trust bundle the one of this server, and is this machine's clock right? After the first contact the bundle is the one kept in data_dir: if the server was set up anew, set agent.rebootstrap_mode, or remove %s and %s there and attest again", errUntrusted, v.last, stateFile, svidFile)
 }
 
 // bootstrap gets the agent something to verify the server with.
