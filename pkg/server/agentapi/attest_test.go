@@ -299,14 +299,19 @@ func TestS07_AttestIsBounded(t *testing.T) {
 		"RSA of 16384 bits":      {"x", hugeCSR(t, 16384, 65537), codes.InvalidArgument},
 		"RSA with huge exponent": {"x", hugeCSR(t, 2048, 1<<31+1), codes.InvalidArgument},
 	} {
-		begin := time.Now()
-		_, err := attestOver(t.Context(), conn, params("puzzle", c.payload, c.csr))
-		if status.Code(err) != c.want {
-			t.Errorf("%s: %v, want %s", name, err, c.want)
+		// The best of ten, because the machine may be busy with other tests.
+		best := time.Hour
+		for range 10 {
+			begin := time.Now()
+			_, err := attestOver(t.Context(), conn, params("puzzle", c.payload, c.csr))
+			if status.Code(err) != c.want {
+				t.Errorf("%s: %v, want %s", name, err, c.want)
+			}
+			best = min(best, time.Since(begin))
 		}
-		// The machine may be busy: ten times the budget of 10 ms.
-		if took := time.Since(begin); took > 100*time.Millisecond {
-			t.Errorf("%s: refused after %s", name, took)
+		// The budget is 10 ms, without the transport of a megabyte over TLS.
+		if best > 100*time.Millisecond {
+			t.Errorf("%s: refused after %s at best", name, best)
 		}
 	}
 }
