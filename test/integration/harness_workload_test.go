@@ -190,6 +190,24 @@ func fetchX509Within(t *testing.T, conn *grpc.ClientConn, within time.Duration) 
 	return readUpdate(resp)
 }
 
+// sees asks again, as clients do, until the answer is exactly the IDs. It is for
+// an agent that may just be away from its server.
+func sees(t *testing.T, a *agent, ids ...fmt.Stringer) {
+	t.Helper()
+	want := make([]string, 0, len(ids))
+	for _, id := range ids {
+		want = append(want, id.String())
+	}
+	slices.Sort(want)
+	eventually(t, fmt.Sprintf("%s serves %v", a.name, want), func() error {
+		u, err := fetchX509(t, a.conn)
+		if err == nil && !slices.Equal(u.ids(), want) {
+			err = fmt.Errorf("it serves %v", u.ids())
+		}
+		return err
+	})
+}
+
 // refused demands that a fetch is answered with "no identity issued".
 func refused(t *testing.T, conn *grpc.ClientConn) {
 	t.Helper()

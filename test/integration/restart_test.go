@@ -44,7 +44,7 @@ func TestAWorkloadKeepsItsIdentityOverRestarts(t *testing.T) {
 		step.do()
 		path := fmt.Sprintf("/after/%d", i)
 		e := s.create(w.entry(path, a.id(), self()))
-		streamX509(t, a.conn).has(web, w.id(path))
+		sees(t, a, web, w.id(path))
 		s.remove(e.GetId())
 		// The source that was open all the while comes back too: go-spiffe
 		// waits a second and more before it does.
