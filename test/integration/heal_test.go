@@ -2,9 +2,11 @@ package integration
 
 import (
 	"crypto/x509"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 )
 
@@ -16,10 +18,10 @@ func TestS28_OneRestartHealsWhenEverythingHasExpired(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "heal")
 	s := w.startServer(serverOptions{settings: `
-		ca_ttl = "10s"
-		default_x509_svid_ttl = "2s"
-		default_jwt_svid_ttl = "2s"
-		agent_ttl = "2s"
+		ca_ttl = "12s"
+		default_x509_svid_ttl = "4s"
+		default_jwt_svid_ttl = "4s"
+		agent_ttl = "4s"
 	`})
 	node := w.id("/node")
 	token := func() string {
@@ -33,8 +35,12 @@ func TestS28_OneRestartHealsWhenEverythingHasExpired(t *testing.T) {
 	a.token = token()
 	a.attest()
 	s.create(w.entry("/web", node, self()))
-	before := streamX509(t, a.conn).has(w.id("/web")).find(w.id("/web"))
+	sees(t, a, w.id("/web"))
+	before := servedBy(t, a, w.id("/web"))
 	last := lastNotAfter(t, s)
+	if n := strings.Count(s.proc.log.String(), "server has a new X509-SVID"); n > 30 {
+		t.Errorf("the server has renewed its own SVID %d times in a few seconds", n)
+	}
 	a.stop()
 	s.stop()
 
@@ -47,12 +53,23 @@ func TestS28_OneRestartHealsWhenEverythingHasExpired(t *testing.T) {
 	writeFile(t, a.bundlePath(), s.bundlePEM())
 	a.token = token()
 	a.attest()
-	after := streamX509(t, a.conn).has(w.id("/web")).find(w.id("/web"))
+	sees(t, a, w.id("/web"))
+	after := servedBy(t, a, w.id("/web"))
 	after.verify(t)
 	if after.leaf.Equal(before.leaf) {
 		t.Error("the workload has its expired SVID still")
 	}
 	t.Logf("server and agent came back over %v and %v", sizes(serverFiles), sizes(agentFiles))
+}
+
+// servedBy is what the agent gives to the test, which has to be there.
+func servedBy(t *testing.T, a *agent, id spiffeid.ID) *x509Identity {
+	t.Helper()
+	u, err := fetchX509(t, a.conn)
+	if err != nil || u.find(id) == nil {
+		t.Fatalf("%s serves %v (error %v), want %s", a.name, u, err, id)
+	}
+	return u.find(id)
 }
 
 // lastNotAfter is when the last authority of the bundle ends.
