@@ -102,10 +102,15 @@ func (o *ownSVID) Run(ctx context.Context) error {
 	}
 }
 
-// untilRenewal is the time to half of the SVID's life.
+// leastRenewal is how long an SVID is used at least.
+const leastRenewal = 100 * time.Millisecond
+
+// untilRenewal is the time to half of the SVID's life, which does not begin at
+// NotBefore: that is earlier, for others' clocks. It is never so short that
+// renewing would be all the server does.
 func (o *ownSVID) untilRenewal(now time.Time) time.Duration {
 	leaf := o.cert.Load().Leaf
-	return max(0, leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2).Sub(now))
+	return max(leastRenewal, svid.RotateAt(leaf.NotBefore, leaf.NotAfter, 0.5).Sub(now))
 }
 
 // observe asks for a new SVID when the one there does not verify any more, such
