@@ -35,7 +35,8 @@ type measurement struct {
 
 var measurements = map[string]measurement{
 	"p1":        {"entry created until its SVID is on a workload's stream", propagationQuiet},
-	"p1-loaded": {"the same under 100 commits a second and 1,000 open streams", propagationLoaded},
+	"p1-loaded": {"the same under 100 commits a second and 1,000 open streams of another user", propagationLoaded},
+	"p1-fanout": {"the same when 1,000 more streams get each change", propagationFanout},
 	"p3":        {"MintX509SVID, 64 callers", mintX509},
 	"p4":        {"MintJWTSVID, 64 callers", mintJWT},
 	"p5":        {"BatchNewX509SVID, 50 CSRs over mTLS", batchX509},
@@ -54,11 +55,16 @@ type bench struct {
 func main() {
 	runs := flag.Int("runs", 3, "how often each measurement is repeated; the median is printed too")
 	dir := flag.String("dir", "", "where stores are put; default a temporary folder. Its disk is part of what is measured")
+	streams := flag.String("hold-streams", "", "for the harness itself: open streams on this socket until standard input ends")
 	flag.Usage = usage
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *runs, *dir, flag.Args()); err != nil {
+	work := func() error { return run(ctx, *runs, *dir, flag.Args()) }
+	if *streams != "" {
+		work = func() error { return holdStreams(ctx, *streams, bystanders) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -85,6 +91,10 @@ func run(ctx context.Context, runs int, dir string, names []string) (err error) 
 			return err
 		}
 		defer func() { err = firstOf(err, os.RemoveAll(dir)) }()
+	}
+	// Other users' processes are part of some measurements.
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // made for this run
+		return err
 	}
 	b := &bench{scratch: dir}
 	if err := b.build(ctx); err != nil {

@@ -58,6 +58,9 @@ func (b *bench) newPair(ctx context.Context) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // made for this run
+		return nil, err
+	}
 	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err

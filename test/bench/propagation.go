@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -28,17 +34,38 @@ func pemOf(b *types.Bundle) []byte {
 	return out
 }
 
+// bystanders is how many streams are open under load.
+const bystanders = 1000
+
 func propagationQuiet(ctx context.Context, b *bench) (result, error) {
-	return propagation(ctx, b, 0, 0)
+	return propagation(ctx, b, load{})
 }
 
+// propagationLoaded has the streams of another user open: the samples are of no
+// concern to them.
 func propagationLoaded(ctx context.Context, b *bench) (result, error) {
-	return propagation(ctx, b, 1000, 100)
+	if os.Getuid() != 0 {
+		return nil, errors.New("needs root, to have processes of another user")
+	}
+	return propagation(ctx, b, load{others: true, commits: 100})
+}
+
+// propagationFanout has the streams open as the same user: each sample reaches
+// all of them.
+func propagationFanout(ctx context.Context, b *bench) (result, error) {
+	return propagation(ctx, b, load{own: bystanders})
+}
+
+// load is what goes on beside the samples.
+type load struct {
+	own     int  // streams that get each sample too
+	others  bool // bystanders streams that do not
+	commits int  // a second
 }
 
 // propagation measures from the request *sent* to the change on the stream:
 // what an operator's controller feels (P1, P2).
-func propagation(ctx context.Context, b *bench, streams, commits int) (r result, err error) {
+func propagation(ctx context.Context, b *bench, l load) (r result, err error) {
 	p, err := b.newPair(ctx)
 	if err != nil {
 		return nil, err
@@ -59,13 +86,20 @@ func propagation(ctx context.Context, b *bench, streams, commits int) (r result,
 		return nil, err
 	}
 	var background atomic.Int64
-	for range streams {
+	for range l.own {
 		if err := p.openStream(ctx, group, nil); err != nil {
 			return nil, err
 		}
 	}
-	if commits > 0 {
-		group.Go(func() error { return p.commitAt(ctx, commits, &background) })
+	if l.others {
+		release, err := p.bystanders(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, release()) }()
+	}
+	if l.commits > 0 {
+		group.Go(func() error { return p.commitAt(ctx, l.commits, &background) })
 	}
 	started := time.Now()
 	var added, removed []time.Duration
@@ -92,7 +126,7 @@ func propagation(ctx context.Context, b *bench, streams, commits int) (r result,
 		// Samples are spread, so that each begins on a system at rest.
 		time.Sleep(10 * time.Millisecond)
 	}
-	r = result{"samples": float64(samples), "streams": float64(streams)}
+	r = result{"samples": float64(samples)}
 	r.latencies("create_", added)
 	r.latencies("delete_", removed)
 	r["commits_per_s"] = rounded(float64(background.Load()) / time.Since(started).Seconds())
@@ -101,6 +135,72 @@ func propagation(ctx context.Context, b *bench, streams, commits int) (r result,
 		return nil, err
 	}
 	return r, nil
+}
+
+// nobody is the user of the bystanders.
+const nobody = 65534
+
+// bystanders registers another user and has a process of it open streams; the
+// returned function ends it.
+func (p *pair) bystanders(ctx context.Context) (release func() error, err error) {
+	if _, err := create(ctx, p.admin, entryOf(p.agentID, "/bench/bystander", fmt.Sprintf("unix:uid:%d", nobody))); err != nil {
+		return nil, err
+	}
+	self := p.b.server + "-streams" // beside the binaries, where others may run it
+	if err := copyFile(self, "/proc/self/exe"); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, "-hold-streams", p.path("agent.sock")) //nolint:gosec // this program
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		return nil, errors.Join(fmt.Errorf("the bystanders did not come up: %w", err), in.Close(), cmd.Wait())
+	}
+	return func() error { return errors.Join(in.Close(), cmd.Wait()) }, nil
+}
+
+func copyFile(to, from string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(to, data, 0o755) //nolint:gosec // a program
+}
+
+// holdStreams opens n streams, says so on standard output, and keeps them until
+// standard input ends.
+func holdStreams(ctx context.Context, socket string, n int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := &pair{dir: filepath.Dir(socket)}
+	group, ctx := errgroup.WithContext(ctx)
+	for range n {
+		if err := until(ctx, func() error { return p.openStream(ctx, group, nil) }); err != nil {
+			return err
+		}
+	}
+	if _, err := fmt.Println("open"); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	cancel()
+	return group.Wait()
 }
 
 // commitAt makes entries of no concern to the streams, n a second.
