@@ -39,13 +39,13 @@ func TestANodeAliasGivesTwoAgentsTheSameWorkloads(t *testing.T) {
 	s.create(w.entry("/only/c", c.id(), self()))
 
 	for _, in := range []*agent{a, b} {
-		u := streamX509(t, in.conn).has(w.id("/pool/web"))
+		u := sees(t, in, w.id("/pool/web"))
 		u.find(w.id("/pool/web")).verify(t)
 	}
-	streamX509(t, c.conn).has(w.id("/only/c"))
+	sees(t, c, w.id("/only/c"))
 
 	// A change reaches both.
-	streams := []*x509Stream{streamX509(t, a.conn), streamX509(t, b.conn)}
+	streams := []*x509Stream{streamOf(t, a, w.id("/pool/web")), streamOf(t, b, w.id("/pool/web"))}
 	s.create(w.entry("/pool/api", pool, self()))
 	for _, stream := range streams {
 		stream.has(w.id("/pool/web"), w.id("/pool/api"))

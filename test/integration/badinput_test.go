@@ -423,5 +423,5 @@ func TestBadRequestsAreRefusedWithTheirRule(t *testing.T) {
 	if have := s.allEntries(); len(have) != 1 {
 		t.Errorf("%d entries are there, want the good one alone", len(have))
 	}
-	streamX509(t, a.conn).has(w.id("/good"))
+	sees(t, a, w.id("/good"))
 }

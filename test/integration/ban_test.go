@@ -33,9 +33,8 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 			other := w.startAgent(s, "b", agentOptions{})
 			s.create(w.entry("/web", a.id(), self()))
 			s.create(w.entry("/web", other.id(), self()))
-			stream, kept := streamX509(t, a.conn), streamX509(t, other.conn)
-			svid := stream.has(w.id("/web")).find(w.id("/web"))
-			kept.has(w.id("/web"))
+			stream, kept := streamOf(t, a, w.id("/web")), streamOf(t, other, w.id("/web"))
+			svid := stream.last.find(w.id("/web"))
 
 			begin := time.Now()
 			test.refuse(s, a)

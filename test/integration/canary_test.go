@@ -45,6 +45,7 @@ func TestS05_NoSecretReachesALogOrAMetric(t *testing.T) {
 	}
 	s.create(w.entry("/known", a.id(), "unix:path:"+program))
 	e := s.create(w.entry("/never", a.id(), "unix:path:/opt/"+inSelector, self()))
+	a.warm(2)
 	if c := fetch(); !c.ids[w.id("/known").String()] {
 		t.Fatalf("the workload was given %v (%s)", c.ids, c.failed)
 	}
@@ -81,7 +82,7 @@ func TestS05_NoSecretReachesALogOrAMetric(t *testing.T) {
 
 	// 3. JWT-SVIDs, good, for somebody else, and broken.
 	s.create(w.entry("/self", a.id(), self()))
-	streamX509(t, a.conn).has(w.id("/self"))
+	sees(t, a, w.id("/self"))
 	client, err := workloadapi.New(bounded(t), workloadapi.WithAddr("unix://"+a.socket()))
 	if err != nil {
 		t.Fatal(err)

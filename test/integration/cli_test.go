@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -32,7 +33,7 @@ func TestTheCommandLine(t *testing.T) {
 				RequireUniqueNames: true,
 				UpdateScripts:      *update,
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"redact": redact, "exit1": exitWith(1), "exit127": exitWith(127),
+					"redact": redact, "exit1": exitWith(1), "exit127": exitWith(127), "eventually": tryExec,
 				},
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("PATH", w.bin.dir+string(os.PathListSeparator)+env.Getenv("PATH"))
@@ -79,6 +80,23 @@ func redact(ts *testscript.TestScript, neg bool, args []string) {
 		text = r.pattern.ReplaceAllString(text, r.text)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
+}
+
+// tryExec runs a program again and again until it succeeds: eventually program
+// args. It is for what has to arrive first.
+func tryExec(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: eventually program [args]")
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(pollPause) {
+		err := ts.Exec(args[0], args[1:]...)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%q ended with %v for %v", args, err, patience)
+		}
+	}
 }
 
 // exitWith runs a program that has to end with the code: exit1 program args.

@@ -41,7 +41,7 @@ func TestAServerWhoseClockWasFarOffHeals(t *testing.T) {
 			s.start()
 			a := w.startAgent(s, "a", agentOptions{})
 			s.create(w.entry("/web", a.id(), self()))
-			i := streamX509(t, a.conn).has(w.id("/web")).find(w.id("/web"))
+			i := sees(t, a, w.id("/web")).find(w.id("/web"))
 			i.verify(t)
 			if left := time.Until(i.leaf.NotAfter); left < 55*time.Minute || left > 65*time.Minute {
 				t.Errorf("the SVID lives for %v, want an hour", left)

@@ -25,8 +25,8 @@ func TestAnEntryExpiresOnTime(t *testing.T) {
 			expiry := time.Now().Add(5 * time.Second).Truncate(time.Second)
 			e.ExpiresAt = expiry.Unix()
 			e = s.create(e)
-			stream := streamX509(t, a.conn)
-			i := stream.has(w.id("/brief")).find(w.id("/brief"))
+			stream := streamOf(t, a, w.id("/brief"))
+			i := stream.last.find(w.id("/brief"))
 			t.Logf("the SVID ends %v after the entry", i.leaf.NotAfter.Sub(expiry))
 			if test.away {
 				s.stop()
@@ -45,7 +45,7 @@ func TestAnEntryExpiresOnTime(t *testing.T) {
 			// The same entry can be made again.
 			e.Id, e.ExpiresAt = "", 0
 			s.create(e)
-			streamX509(t, a.conn).has(w.id("/brief"))
+			sees(t, a, w.id("/brief"))
 		})
 	}
 }

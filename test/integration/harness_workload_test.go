@@ -190,22 +190,34 @@ func fetchX509Within(t *testing.T, conn *grpc.ClientConn, within time.Duration) 
 	return readUpdate(resp)
 }
 
-// sees asks again, as clients do, until the answer is exactly the IDs. It is for
-// an agent that may just be away from its server.
-func sees(t *testing.T, a *agent, ids ...fmt.Stringer) {
+// sees asks again, as clients do, until the answer is exactly the IDs, and
+// returns that: what was just registered may be on its way, and the agent away
+// from its server.
+func sees(t *testing.T, a *agent, ids ...fmt.Stringer) x509Update {
 	t.Helper()
 	want := make([]string, 0, len(ids))
 	for _, id := range ids {
 		want = append(want, id.String())
 	}
 	slices.Sort(want)
-	eventually(t, fmt.Sprintf("%s serves %v", a.name, want), func() error {
-		u, err := fetchX509(t, a.conn)
-		if err == nil && !slices.Equal(u.ids(), want) {
-			err = fmt.Errorf("it serves %v", u.ids())
+	var got x509Update
+	eventually(t, fmt.Sprintf("%s serves %v", a.name, want), func() (err error) {
+		got, err = fetchX509(t, a.conn)
+		if err == nil && !slices.Equal(got.ids(), want) {
+			err = fmt.Errorf("it serves %v", got.ids())
 		}
 		return err
 	})
+	return got
+}
+
+// streamOf is an open stream that has exactly the IDs.
+func streamOf(t *testing.T, a *agent, ids ...fmt.Stringer) *x509Stream {
+	t.Helper()
+	sees(t, a, ids...)
+	s := streamX509(t, a.conn)
+	s.has(ids...)
+	return s
 }
 
 // refused demands that a fetch is answered with "no identity issued".

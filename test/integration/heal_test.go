@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 )
 
@@ -35,8 +34,7 @@ func TestS28_OneRestartHealsWhenEverythingHasExpired(t *testing.T) {
 	a.token = token()
 	a.attest()
 	s.create(w.entry("/web", node, self()))
-	sees(t, a, w.id("/web"))
-	before := servedBy(t, a, w.id("/web"))
+	before := sees(t, a, w.id("/web")).find(w.id("/web"))
 	last := lastNotAfter(t, s)
 	if n := strings.Count(s.proc.log.String(), "server has a new X509-SVID"); n > 30 {
 		t.Errorf("the server has renewed its own SVID %d times in a few seconds", n)
@@ -53,23 +51,12 @@ func TestS28_OneRestartHealsWhenEverythingHasExpired(t *testing.T) {
 	writeFile(t, a.bundlePath(), s.bundlePEM())
 	a.token = token()
 	a.attest()
-	sees(t, a, w.id("/web"))
-	after := servedBy(t, a, w.id("/web"))
+	after := sees(t, a, w.id("/web")).find(w.id("/web"))
 	after.verify(t)
 	if after.leaf.Equal(before.leaf) {
 		t.Error("the workload has its expired SVID still")
 	}
 	t.Logf("server and agent came back over %v and %v", sizes(serverFiles), sizes(agentFiles))
-}
-
-// servedBy is what the agent gives to the test, which has to be there.
-func servedBy(t *testing.T, a *agent, id spiffeid.ID) *x509Identity {
-	t.Helper()
-	u, err := fetchX509(t, a.conn)
-	if err != nil || u.find(id) == nil {
-		t.Fatalf("%s serves %v (error %v), want %s", a.name, u, err, id)
-	}
-	return u.find(id)
 }
 
 // lastNotAfter is when the last authority of the bundle ends.

@@ -26,6 +26,7 @@ func TestAJWTSVIDIsVerifiedByStrangers(t *testing.T) {
 	a := w.startAgent(s, "a", agentOptions{})
 	web := w.id("/web")
 	s.create(w.entry("/web", a.id(), self()))
+	sees(t, a, web)
 
 	client, err := workloadapi.New(bounded(t), workloadapi.WithAddr("unix://"+a.socket()))
 	if err != nil {

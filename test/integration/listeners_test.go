@@ -76,11 +76,11 @@ func TestAnAgentMayTrustWhoeverAnswersForATrial(t *testing.T) {
 	s.create(w.entry("/web", a.id(), self()))
 	healthy(t, a.run("-trustBundle=", "-insecureBootstrap", "-joinTokenFile", token), a.conn)
 	a.proc.await(t, `level=WARN msg="trusting whoever answers.*not for production"`)
-	streamX509(t, a.conn).has(w.id("/web"))
+	sees(t, a, w.id("/web"))
 
 	// Once it knows its server, it does not trust others.
 	a.stop()
 	writeFile(t, a.bundlePath(), "not needed any more")
 	a.start()
-	streamX509(t, a.conn).has(w.id("/web"))
+	sees(t, a, w.id("/web"))
 }

@@ -70,7 +70,7 @@ func requestThroughRotations(t *testing.T, w *world, s *server, a *agent) {
 		t.Fatal(err)
 	}
 	s.create(w.entry("/requests", a.id(), "unix:path:"+program))
-	streamX509(t, a.conn).until("an SVID", func(u x509Update) bool { return u.find(w.id("/requests")) != nil })
+	sees(t, a, w.id("/requests"))
 	source, err := workloadapi.NewJWTSource(bounded(t), workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+a.socket())))
 	if err != nil {
 		t.Fatal(err)

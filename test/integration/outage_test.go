@@ -55,7 +55,7 @@ func TestARestartedAgentServesFromDiskIfAsked(t *testing.T) {
 	s := w.startServer(serverOptions{})
 	a := w.startAgent(s, "a", agentOptions{settings: "persist_svids = true"})
 	s.create(w.entry("/web", a.id(), self()))
-	u := streamX509(t, a.conn).has(w.id("/web"))
+	u := sees(t, a, w.id("/web"))
 	leaf := u.find(w.id("/web")).leaf
 	eventually(t, "the SVID is on disk", func() error {
 		if !onDisk(t, a, leaf.Raw) {
@@ -88,7 +88,7 @@ func TestARestartedAgentServesFromDiskIfAsked(t *testing.T) {
 	s.start()
 	healthy(t, a.proc, a.conn)
 	s.create(w.entry("/new", a.id(), self()))
-	streamX509(t, a.conn).has(w.id("/web"), w.id("/new"))
+	sees(t, a, w.id("/web"), w.id("/new"))
 }
 
 // Without that, it has no keys to serve, says so, and serves as soon as the
@@ -99,7 +99,7 @@ func TestARestartedAgentWithoutSVIDsOnDiskWaitsForTheServer(t *testing.T) {
 	s := w.startServer(serverOptions{})
 	a := w.startAgent(s, "a", agentOptions{})
 	s.create(w.entry("/web", a.id(), self()))
-	u := streamX509(t, a.conn).has(w.id("/web"))
+	u := sees(t, a, w.id("/web"))
 	client, err := workloadapi.New(bounded(t), workloadapi.WithAddr("unix://"+a.socket()))
 	if err != nil {
 		t.Fatal(err)

@@ -25,8 +25,7 @@ func TestChangesArePushedToAnOpenStream(t *testing.T) {
 
 	refused(t, a.conn)
 	first := s.create(w.entry("/web", a.id(), self()))
-	stream := streamX509(t, a.conn)
-	stream.has(web)
+	stream := streamOf(t, a, web)
 
 	timed := func(what string, change func(), seen func(x509Update) bool) x509Update {
 		begin := time.Now()
@@ -76,8 +75,7 @@ func TestABurstOfEntriesArrivesWhole(t *testing.T) {
 	s := w.startServer(serverOptions{})
 	a := w.startAgent(s, "a", agentOptions{})
 	s.create(w.entry("/n/0", a.id(), self()))
-	stream := streamX509(t, a.conn)
-	stream.has(w.id("/n/0"))
+	stream := streamOf(t, a, w.id("/n/0"))
 
 	const n = 60
 	want := []fmt.Stringer{w.id("/n/0")}

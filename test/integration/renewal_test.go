@@ -23,7 +23,7 @@ func TestS31_NoAgentIsLockedOutByAServerThatDies(t *testing.T) {
 	for i := range agents {
 		a := w.startAgent(s, fmt.Sprintf("a%d", i), agentOptions{})
 		s.create(w.entry("/web", a.id(), self()))
-		streamX509(t, a.conn).has(w.id("/web"))
+		sees(t, a, w.id("/web"))
 		all = append(all, a)
 	}
 	for range deaths {

@@ -54,8 +54,7 @@ func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
 	s := w.startServer(serverOptions{})
 	a := w.startAgent(s, "a", agentOptions{})
 	s.create(w.entry("/web", a.id(), self()))
-	stream := streamX509(t, a.conn)
-	stream.has(w.id("/web"))
+	stream := streamOf(t, a, w.id("/web"))
 
 	socket := w.path("other.sock")
 	second := w.launch("second server", exec.Command(s.bin.server, "run", "-config", s.config(),
