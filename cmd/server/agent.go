@@ -184,18 +184,9 @@ func (f *agentFilter) build() (*agentv1.ListAgentsRequest_Filter, error) {
 			return nil, fmt.Errorf("-expiresBefore: date is not valid: %w", err)
 		}
 	}
-	if len(f.selectors) > 0 {
-		match, err := matchNamed("matchSelectorsOn", f.matchSelectorsOn, types.SelectorMatch_MatchBehavior_value)
-		if err != nil {
-			return nil, err
-		}
-		selectors, err := parseSelectors(f.selectors)
-		if err != nil {
-			return nil, err
-		}
-		filter.BySelectorMatch = &types.SelectorMatch{Selectors: selectors, Match: types.SelectorMatch_MatchBehavior(match)}
-	}
-	return filter, nil
+	var err error
+	filter.BySelectorMatch, err = selectorMatch(f.selectors, f.matchSelectorsOn)
+	return filter, err
 }
 
 // optionalBool is nil for anything but a boolean, which SPIRE's flags take to

@@ -59,6 +59,23 @@ func parseSelectors(texts []string) ([]*types.Selector, error) {
 	return out, nil
 }
 
+// selectorMatch reads -selector and -matchSelectorsOn; nil when there is no
+// selector.
+func selectorMatch(texts []string, on string) (*types.SelectorMatch, error) {
+	if len(texts) == 0 {
+		return nil, nil
+	}
+	match, err := matchNamed("matchSelectorsOn", on, types.SelectorMatch_MatchBehavior_value)
+	if err != nil {
+		return nil, err
+	}
+	selectors, err := parseSelectors(texts)
+	if err != nil {
+		return nil, err
+	}
+	return &types.SelectorMatch{Selectors: selectors, Match: types.SelectorMatch_MatchBehavior(match)}, nil
+}
+
 // printer writes lines and keeps the first error.
 type printer struct {
 	w   io.Writer

@@ -138,16 +138,8 @@ func (f *entryFilter) build() (*entryv1.ListEntriesRequest_Filter, error) {
 			return nil, err
 		}
 	}
-	if len(f.selectors) > 0 {
-		match, err := matchNamed("matchSelectorsOn", f.matchSelectorsOn, types.SelectorMatch_MatchBehavior_value)
-		if err != nil {
-			return nil, err
-		}
-		selectors, err := parseSelectors(f.selectors)
-		if err != nil {
-			return nil, err
-		}
-		filter.BySelectors = &types.SelectorMatch{Selectors: selectors, Match: types.SelectorMatch_MatchBehavior(match)}
+	if filter.BySelectors, err = selectorMatch(f.selectors, f.matchSelectorsOn); err != nil {
+		return nil, err
 	}
 	if len(f.federatesWith) > 0 {
 		match, err := matchNamed("matchFederatesWithOn", f.matchFederatesWithOn, types.FederatesWithMatch_MatchBehavior_value)
