@@ -2,7 +2,7 @@
 # Go, git, make and gcc are enough: the tools come from tools/go.mod.
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-FUZZTIME ?= 5s
+FUZZTIME ?= 10000x
 SOAKTIME ?= 10m
 TOOL     := go tool -modfile=tools/go.mod
 BUILD    := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X github.com/credence-id/credence/pkg/cli.version=$(VERSION)'
@@ -26,7 +26,7 @@ lint: ## golangci-lint: .golangci.yml says what
 	$(TOOL) golangci-lint run ./...
 	cd tools && go tool golangci-lint run ./...
 
-fuzz: ## each fuzz target for FUZZTIME
+fuzz: ## each fuzz target with FUZZTIME inputs (or for a time)
 	tools/fuzz $(FUZZTIME)
 
 bench: ## the load harness; docs/performance.md has the results
