@@ -35,11 +35,7 @@ func entryCreate(p cli.Persona) *cobra.Command {
 		}
 		out := outcome{verb: "create"}
 		for _, r := range resp.GetResults() {
-			if code(r.GetStatus()) != codes.OK {
-				// Shown as it was asked for; in JSON SPIRE does the same.
-				r.Entry = e
-			}
-			out.add(r.GetStatus(), r.GetEntry())
+			out.add(r.GetStatus(), &r.Entry, e)
 		}
 		return out.print(cmd, format, p, resp)
 	})
@@ -75,10 +71,7 @@ func entryUpdate(p cli.Persona) *cobra.Command {
 		}
 		out := outcome{verb: "update"}
 		for _, r := range resp.GetResults() {
-			if code(r.GetStatus()) != codes.OK {
-				r.Entry = e
-			}
-			out.add(r.GetStatus(), r.GetEntry())
+			out.add(r.GetStatus(), &r.Entry, e)
 		}
 		return out.print(cmd, format, p, resp)
 	})
@@ -99,12 +92,15 @@ type failedEntry struct {
 	entry  *types.Entry
 }
 
-func (o *outcome) add(s *types.Status, e *types.Entry) {
+// add takes one result. An entry that failed is shown as it was asked for, in
+// JSON too, as SPIRE does.
+func (o *outcome) add(s *types.Status, entry **types.Entry, asked *types.Entry) {
 	if code(s) == codes.OK {
-		o.done = append(o.done, e)
+		o.done = append(o.done, *entry)
 		return
 	}
-	o.failed = append(o.failed, failedEntry{s, e})
+	*entry = asked
+	o.failed = append(o.failed, failedEntry{s, asked})
 }
 
 // print writes the outcome; failures go to stderr and make the command fail,
