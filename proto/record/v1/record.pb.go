@@ -750,7 +750,10 @@ type JournaledAuthority struct {
 	// public_key is PKIX (JWT).
 	PublicKey []byte `protobuf:"bytes,7,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// signed_until is an upper bound of the exp of every token signed (JWT).
-	SignedUntil   int64 `protobuf:"varint,8,opt,name=signed_until,json=signedUntil,proto3" json:"signed_until,omitempty"`
+	SignedUntil int64 `protobuf:"varint,8,opt,name=signed_until,json=signedUntil,proto3" json:"signed_until,omitempty"`
+	// tainted and revoked: an operator has withdrawn trust from it (old ones).
+	Tainted       bool `protobuf:"varint,9,opt,name=tainted,proto3" json:"tainted,omitempty"`
+	Revoked       bool `protobuf:"varint,10,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,6 +844,20 @@ func (x *JournaledAuthority) GetSignedUntil() int64 {
 	return 0
 }
 
+func (x *JournaledAuthority) GetTainted() bool {
+	if x != nil {
+		return x.Tainted
+	}
+	return false
+}
+
+func (x *JournaledAuthority) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
 var File_proto_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_proto_record_v1_record_proto_rawDesc = "" +
@@ -911,7 +928,7 @@ const file_proto_record_v1_record_proto_rawDesc = "" +
 	"\atainted\x18\x04 \x01(\bR\atainted\"\x7f\n" +
 	"\aJournal\x12:\n" +
 	"\x04x509\x18\x01 \x03(\v2&.credence.record.v1.JournaledAuthorityR\x04x509\x128\n" +
-	"\x03jwt\x18\x02 \x03(\v2&.credence.record.v1.JournaledAuthorityR\x03jwt\"\xf6\x02\n" +
+	"\x03jwt\x18\x02 \x03(\v2&.credence.record.v1.JournaledAuthorityR\x03jwt\"\xaa\x03\n" +
 	"\x12JournaledAuthority\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\tR\x04slot\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2,.credence.record.v1.JournaledAuthority.StateR\x05state\x12!\n" +
@@ -921,7 +938,10 @@ const file_proto_record_v1_record_proto_rawDesc = "" +
 	"\x05chain\x18\x06 \x03(\fR\x05chain\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\a \x01(\fR\tpublicKey\x12!\n" +
-	"\fsigned_until\x18\b \x01(\x03R\vsignedUntil\"S\n" +
+	"\fsigned_until\x18\b \x01(\x03R\vsignedUntil\x12\x18\n" +
+	"\atainted\x18\t \x01(\bR\atainted\x12\x18\n" +
+	"\arevoked\x18\n" +
+	" \x01(\bR\arevoked\"S\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_PREPARED\x10\x01\x12\x10\n" +
