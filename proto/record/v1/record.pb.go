@@ -73,7 +73,7 @@ func (x JournaledAuthority_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JournaledAuthority_State.Descriptor instead.
 func (JournaledAuthority_State) EnumDescriptor() ([]byte, []int) {
-	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{8, 0}
+	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{10, 0}
 }
 
 type Selector struct {
@@ -500,6 +500,7 @@ type Bundle struct {
 	JwtAuthorities  []*JWTAuthority        `protobuf:"bytes,2,rep,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
 	RefreshHint     int64                  `protobuf:"varint,3,opt,name=refresh_hint,json=refreshHint,proto3" json:"refresh_hint,omitempty"`
 	SequenceNumber  uint64                 `protobuf:"varint,4,opt,name=sequence_number,json=sequenceNumber,proto3" json:"sequence_number,omitempty"`
+	WitAuthorities  []*WITAuthority        `protobuf:"bytes,5,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -560,6 +561,13 @@ func (x *Bundle) GetSequenceNumber() uint64 {
 		return x.SequenceNumber
 	}
 	return 0
+}
+
+func (x *Bundle) GetWitAuthorities() []*WITAuthority {
+	if x != nil {
+		return x.WitAuthorities
+	}
+	return nil
 }
 
 type X509Authority struct {
@@ -682,6 +690,130 @@ func (x *JWTAuthority) GetTainted() bool {
 	return false
 }
 
+type WITAuthority struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Tainted       bool                   `protobuf:"varint,4,opt,name=tainted,proto3" json:"tainted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WITAuthority) Reset() {
+	*x = WITAuthority{}
+	mi := &file_proto_record_v1_record_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WITAuthority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WITAuthority) ProtoMessage() {}
+
+func (x *WITAuthority) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_record_v1_record_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WITAuthority.ProtoReflect.Descriptor instead.
+func (*WITAuthority) Descriptor() ([]byte, []int) {
+	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WITAuthority) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *WITAuthority) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *WITAuthority) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *WITAuthority) GetTainted() bool {
+	if x != nil {
+		return x.Tainted
+	}
+	return false
+}
+
+// FederationRelationship is where the bundle of another trust domain, whose name
+// is the key, comes from. The bundle itself is in the table of bundles.
+type FederationRelationship struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	BundleEndpointUrl string                 `protobuf:"bytes,1,opt,name=bundle_endpoint_url,json=bundleEndpointUrl,proto3" json:"bundle_endpoint_url,omitempty"`
+	// endpoint_spiffe_id of the server at that URL; empty with the profile
+	// https_web.
+	EndpointSpiffeId string `protobuf:"bytes,2,opt,name=endpoint_spiffe_id,json=endpointSpiffeId,proto3" json:"endpoint_spiffe_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *FederationRelationship) Reset() {
+	*x = FederationRelationship{}
+	mi := &file_proto_record_v1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederationRelationship) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederationRelationship) ProtoMessage() {}
+
+func (x *FederationRelationship) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_record_v1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederationRelationship.ProtoReflect.Descriptor instead.
+func (*FederationRelationship) Descriptor() ([]byte, []int) {
+	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FederationRelationship) GetBundleEndpointUrl() string {
+	if x != nil {
+		return x.BundleEndpointUrl
+	}
+	return ""
+}
+
+func (x *FederationRelationship) GetEndpointSpiffeId() string {
+	if x != nil {
+		return x.EndpointSpiffeId
+	}
+	return ""
+}
+
 // Journal is what one server knows of its own authorities. The server ID is
 // the key.
 type Journal struct {
@@ -694,7 +826,7 @@ type Journal struct {
 
 func (x *Journal) Reset() {
 	*x = Journal{}
-	mi := &file_proto_record_v1_record_proto_msgTypes[7]
+	mi := &file_proto_record_v1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +838,7 @@ func (x *Journal) String() string {
 func (*Journal) ProtoMessage() {}
 
 func (x *Journal) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_v1_record_proto_msgTypes[7]
+	mi := &file_proto_record_v1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +851,7 @@ func (x *Journal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Journal.ProtoReflect.Descriptor instead.
 func (*Journal) Descriptor() ([]byte, []int) {
-	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{7}
+	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Journal) GetX509() []*JournaledAuthority {
@@ -760,7 +892,7 @@ type JournaledAuthority struct {
 
 func (x *JournaledAuthority) Reset() {
 	*x = JournaledAuthority{}
-	mi := &file_proto_record_v1_record_proto_msgTypes[8]
+	mi := &file_proto_record_v1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +904,7 @@ func (x *JournaledAuthority) String() string {
 func (*JournaledAuthority) ProtoMessage() {}
 
 func (x *JournaledAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_record_v1_record_proto_msgTypes[8]
+	mi := &file_proto_record_v1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +917,7 @@ func (x *JournaledAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournaledAuthority.ProtoReflect.Descriptor instead.
 func (*JournaledAuthority) Descriptor() ([]byte, []int) {
-	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{8}
+	return file_proto_record_v1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JournaledAuthority) GetSlot() string {
@@ -910,12 +1042,13 @@ const file_proto_record_v1_record_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x01 \x01(\x03R\texpiresAt\x12&\n" +
 	"\x0fpublic_key_hash\x18\x02 \x01(\fR\rpublicKeyHash\x12$\n" +
-	"\x0ealias_entry_id\x18\x03 \x01(\tR\faliasEntryId\"\xed\x01\n" +
+	"\x0ealias_entry_id\x18\x03 \x01(\tR\faliasEntryId\"\xb8\x02\n" +
 	"\x06Bundle\x12L\n" +
 	"\x10x509_authorities\x18\x01 \x03(\v2!.credence.record.v1.X509AuthorityR\x0fx509Authorities\x12I\n" +
 	"\x0fjwt_authorities\x18\x02 \x03(\v2 .credence.record.v1.JWTAuthorityR\x0ejwtAuthorities\x12!\n" +
 	"\frefresh_hint\x18\x03 \x01(\x03R\vrefreshHint\x12'\n" +
-	"\x0fsequence_number\x18\x04 \x01(\x04R\x0esequenceNumber\"=\n" +
+	"\x0fsequence_number\x18\x04 \x01(\x04R\x0esequenceNumber\x12I\n" +
+	"\x0fwit_authorities\x18\x05 \x03(\v2 .credence.record.v1.WITAuthorityR\x0ewitAuthorities\"=\n" +
 	"\rX509Authority\x12\x12\n" +
 	"\x04asn1\x18\x01 \x01(\fR\x04asn1\x12\x18\n" +
 	"\atainted\x18\x02 \x01(\bR\atainted\"}\n" +
@@ -925,7 +1058,17 @@ const file_proto_record_v1_record_proto_rawDesc = "" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x18\n" +
-	"\atainted\x18\x04 \x01(\bR\atainted\"\x7f\n" +
+	"\atainted\x18\x04 \x01(\bR\atainted\"}\n" +
+	"\fWITAuthority\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x18\n" +
+	"\atainted\x18\x04 \x01(\bR\atainted\"v\n" +
+	"\x16FederationRelationship\x12.\n" +
+	"\x13bundle_endpoint_url\x18\x01 \x01(\tR\x11bundleEndpointUrl\x12,\n" +
+	"\x12endpoint_spiffe_id\x18\x02 \x01(\tR\x10endpointSpiffeId\"\x7f\n" +
 	"\aJournal\x12:\n" +
 	"\x04x509\x18\x01 \x03(\v2&.credence.record.v1.JournaledAuthorityR\x04x509\x128\n" +
 	"\x03jwt\x18\x02 \x03(\v2&.credence.record.v1.JournaledAuthorityR\x03jwt\"\xaa\x03\n" +
@@ -961,32 +1104,35 @@ func file_proto_record_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_proto_record_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proto_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_proto_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_proto_record_v1_record_proto_goTypes = []any{
-	(JournaledAuthority_State)(0), // 0: credence.record.v1.JournaledAuthority.State
-	(*Selector)(nil),              // 1: credence.record.v1.Selector
-	(*Entry)(nil),                 // 2: credence.record.v1.Entry
-	(*Agent)(nil),                 // 3: credence.record.v1.Agent
-	(*JoinToken)(nil),             // 4: credence.record.v1.JoinToken
-	(*Bundle)(nil),                // 5: credence.record.v1.Bundle
-	(*X509Authority)(nil),         // 6: credence.record.v1.X509Authority
-	(*JWTAuthority)(nil),          // 7: credence.record.v1.JWTAuthority
-	(*Journal)(nil),               // 8: credence.record.v1.Journal
-	(*JournaledAuthority)(nil),    // 9: credence.record.v1.JournaledAuthority
+	(JournaledAuthority_State)(0),  // 0: credence.record.v1.JournaledAuthority.State
+	(*Selector)(nil),               // 1: credence.record.v1.Selector
+	(*Entry)(nil),                  // 2: credence.record.v1.Entry
+	(*Agent)(nil),                  // 3: credence.record.v1.Agent
+	(*JoinToken)(nil),              // 4: credence.record.v1.JoinToken
+	(*Bundle)(nil),                 // 5: credence.record.v1.Bundle
+	(*X509Authority)(nil),          // 6: credence.record.v1.X509Authority
+	(*JWTAuthority)(nil),           // 7: credence.record.v1.JWTAuthority
+	(*WITAuthority)(nil),           // 8: credence.record.v1.WITAuthority
+	(*FederationRelationship)(nil), // 9: credence.record.v1.FederationRelationship
+	(*Journal)(nil),                // 10: credence.record.v1.Journal
+	(*JournaledAuthority)(nil),     // 11: credence.record.v1.JournaledAuthority
 }
 var file_proto_record_v1_record_proto_depIdxs = []int32{
-	1, // 0: credence.record.v1.Entry.selectors:type_name -> credence.record.v1.Selector
-	1, // 1: credence.record.v1.Agent.selectors:type_name -> credence.record.v1.Selector
-	6, // 2: credence.record.v1.Bundle.x509_authorities:type_name -> credence.record.v1.X509Authority
-	7, // 3: credence.record.v1.Bundle.jwt_authorities:type_name -> credence.record.v1.JWTAuthority
-	9, // 4: credence.record.v1.Journal.x509:type_name -> credence.record.v1.JournaledAuthority
-	9, // 5: credence.record.v1.Journal.jwt:type_name -> credence.record.v1.JournaledAuthority
-	0, // 6: credence.record.v1.JournaledAuthority.state:type_name -> credence.record.v1.JournaledAuthority.State
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	1,  // 0: credence.record.v1.Entry.selectors:type_name -> credence.record.v1.Selector
+	1,  // 1: credence.record.v1.Agent.selectors:type_name -> credence.record.v1.Selector
+	6,  // 2: credence.record.v1.Bundle.x509_authorities:type_name -> credence.record.v1.X509Authority
+	7,  // 3: credence.record.v1.Bundle.jwt_authorities:type_name -> credence.record.v1.JWTAuthority
+	8,  // 4: credence.record.v1.Bundle.wit_authorities:type_name -> credence.record.v1.WITAuthority
+	11, // 5: credence.record.v1.Journal.x509:type_name -> credence.record.v1.JournaledAuthority
+	11, // 6: credence.record.v1.Journal.jwt:type_name -> credence.record.v1.JournaledAuthority
+	0,  // 7: credence.record.v1.JournaledAuthority.state:type_name -> credence.record.v1.JournaledAuthority.State
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_proto_record_v1_record_proto_init() }
@@ -1000,7 +1146,7 @@ func file_proto_record_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_record_v1_record_proto_rawDesc), len(file_proto_record_v1_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
