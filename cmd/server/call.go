@@ -20,7 +20,7 @@ func verb(p cli.Persona, name, short string, do func(context.Context, *cobra.Com
 	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs}
 	socket := cli.ServerSocket(cmd.Flags(), p)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := socket.Dial(cmd.Context())
+		conn, err := socket.Conn()
 		if err != nil {
 			return err
 		}

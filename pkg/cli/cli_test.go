@@ -17,14 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	typesv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 )
 
 // program is a small command tree; its verbs print what they were given.
@@ -35,6 +33,9 @@ func program() *cobra.Command {
 	id := create.Flags().String("spiffeID", "", "SPIFFE ID")
 	selectors := create.Flags().StringArray("selector", nil, "selector")
 	admin := create.Flags().Bool("admin", false, "admin")
+	create.Flags().Int("ttl", 0, "lifetime")
+	create.Flags().Duration("for", 0, "age")
+	OutputFlag(create.Flags())
 	create.RunE = func(cmd *cobra.Command, args []string) error {
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "id=%s selectors=%q admin=%v args=%q\n", *id, *selectors, *admin, args)
 		return err
@@ -72,6 +73,7 @@ func TestRun(t *testing.T) {
 		{"boolean with equals sign", []string{"entry", "create", "-admin=false"}, 0, "id= selectors=[] admin=false args=[]\n", ""},
 		{"after two dashes nothing is a flag", []string{"entry", "create", "--", "-admin"}, 0, "id= selectors=[] admin=false args=[\"-admin\"]\n", ""},
 		{"one dash alone is a word", []string{"entry", "create", "-", "-admin"}, 0, "id= selectors=[] admin=true args=[\"-\"]\n", ""},
+		{"value of a letter", []string{"entry", "create", "-o", "create", "-spiffeID", "x"}, 1, "", "Error: invalid argument \"create\" for \"-o, --output\" flag…"},
 		{"command name as a value", []string{"entry", "create", "-spiffeID", "create"}, 0, "id=create selectors=[] admin=false args=[]\n", ""},
 
 		{"help", []string{"-h"}, 0, "Usage:\n…", ""},
@@ -100,7 +102,57 @@ func TestRun(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			var stdout, stderr bytes.Buffer
-			exit := Run(t.Context(), program(), test.args, Streams{strings.NewReader(""), &stdout, &stderr})
+			exit := Run(t.Context(), Persona{}, program(), test.args, Streams{strings.NewReader(""), &stdout, &stderr})
+			if exit != test.exit {
+				t.Errorf("exit code %d, want %d", exit, test.exit)
+			}
+			compareText(t, "stdout", test.stdout, stdout.String())
+			compareText(t, "stderr", test.stderr, stderr.String())
+		})
+	}
+}
+
+// Under SPIRE's name, mistakes are reported where and as SPIRE does: scripts
+// match the first line. The usage text below it is ours.
+func TestRunAsSPIRE(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name           string
+		args           []string
+		exit           int
+		stdout, stderr string // exact, or with "…" at the end: a prefix
+	}{
+		{"words end the flags", []string{"entry", "create", "-admin", "no", "-spiffeID", "x"}, 0, "id= selectors=[] admin=true args=[]\n", ""},
+		{"two dashes end the flags", []string{"entry", "create", "-admin", "--", "-spiffeID", "x"}, 0, "id= selectors=[] admin=true args=[]\n", ""},
+		{"help of a verb", []string{"entry", "create", "-h"}, 0, "", "Usage:\n  credence-server entry create…"},
+		{"version", []string{"-version"}, 0, "", "v1.2.3\n"},
+		{"version in a letter", []string{"-v"}, 0, "", "v1.2.3\n"},
+		{"help before the version", []string{"-v", "-h"}, 0, "", "Usage:\n…"},
+		{"unknown command", []string{"entri"}, 127, "", "Usage:\n…"},
+		{"no command", nil, 127, "", "Usage:\n…"},
+		{"unknown verb", []string{"entry", "zap"}, 1, "", "Usage:\n  credence-server entry…"},
+		{"half a command", []string{"entry"}, 1, "", "Usage:\n  credence-server entry…"},
+		{"unknown flag", []string{"entry", "create", "--spifeID", "x"}, 1, "", "flag provided but not defined: -spifeID\nUsage:\n…"},
+		{"unknown letter", []string{"entry", "create", "-x"}, 1, "", "flag provided but not defined: -x\nUsage:\n…"},
+		{"flag without its value", []string{"entry", "create", "-spiffeID"}, 1, "", "flag needs an argument: -spiffeID\nUsage:\n…"},
+		{"no boolean", []string{"entry", "create", "-admin=maybe"}, 1, "", "invalid boolean value \"maybe\" for -admin: parse error\nUsage:\n…"},
+		{"no number", []string{"entry", "create", "-ttl", "soon"}, 1, "", "invalid value \"soon\" for flag -ttl: parse error\nUsage:\n…"},
+		{"too large a number", []string{"entry", "create", "-ttl", "99999999999999999999"}, 1, "", "invalid value \"99999999999999999999\" for flag -ttl: value out of range\nUsage:\n…"},
+		{"no duration", []string{"entry", "create", "-for", "soon"}, 1, "", "invalid value \"soon\" for flag -for: parse error\nUsage:\n…"},
+		{"no format", []string{"entry", "create", "-output", "xml"}, 1, "", "invalid value \"xml\" for flag -output: bad formatter flag: unknown format option: \"xml\"\nUsage:\n…"},
+		{"two formats", []string{"entry", "create", "-output", "json", "-output", "pretty"}, 1, "", "invalid value \"pretty\" for flag -output: the output format has already been set to \"json\"\nUsage:\n…"},
+		{"error with a hint", []string{"fail", "-kind", "hint"}, 1, "", "Error: doing it: it broke\n"},
+		{"error from a server", []string{"fail", "-kind", "status"}, 1, "", "Error: deleting entry: rpc error: code = NotFound desc = no such entry\n"},
+		{"error already reported", []string{"fail", "-kind", "reported"}, 1, "", ""},
+		{"bare error", []string{"bare"}, 1, "", "it broke\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			root := program()
+			root.AddCommand(BareErrors(&cobra.Command{Use: "bare", RunE: func(*cobra.Command, []string) error { return errors.New("it broke") }}))
+			var stdout, stderr bytes.Buffer
+			exit := Run(t.Context(), Persona{SPIRE: true}, root, test.args, Streams{strings.NewReader(""), &stdout, &stderr})
 			if exit != test.exit {
 				t.Errorf("exit code %d, want %d", exit, test.exit)
 			}
@@ -129,51 +181,8 @@ func TestRunHandsOverTheContext(t *testing.T) {
 	cancel()
 	root := &cobra.Command{Use: "x", RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Context().Err() }}
 	var stderr bytes.Buffer
-	if exit := Run(ctx, root, nil, Streams{nil, io.Discard, &stderr}); exit != 1 || stderr.String() != "Error: context canceled\n" {
+	if exit := Run(ctx, Persona{}, root, nil, Streams{nil, io.Discard, &stderr}); exit != 1 || stderr.String() != "Error: context canceled\n" {
 		t.Errorf("exit %d, %q", exit, stderr.String())
-	}
-}
-
-func TestPrint(t *testing.T) {
-	t.Parallel()
-	entry := &typesv1.Entry{Id: "<a&b>", SpiffeId: &typesv1.SPIFFEID{TrustDomain: "td", Path: "/x"}, ExpiresAt: 1 << 53}
-	const line = `{"id":"<a&b>","spiffe_id":{"trust_domain":"td","path":"/x"},"parent_id":null,"selectors":[],"x509_svid_ttl":0,` +
-		`"federates_with":[],"admin":false,"downstream":false,"expires_at":"9007199254740992","dns_names":[],"revision_number":"0",` +
-		`"store_svid":false,"jwt_svid_ttl":0,"hint":"","created_at":"0"}`
-	tests := []struct {
-		name     string
-		args     []string
-		messages []proto.Message
-		want     string
-	}{
-		{"pretty by default", nil, []proto.Message{entry}, "pretty\n"},
-		{"pretty", []string{"--output", "pretty"}, []proto.Message{entry}, "pretty\n"},
-		{"json", []string{"--output=json"}, []proto.Message{entry}, line + "\n"},
-		{"two", []string{"--output=json"}, []proto.Message{entry, entry}, "[" + line + "," + line + "]\n"},
-		{"none", []string{"--output=json"}, nil, "[]\n"},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			flags := pflag.NewFlagSet("x", pflag.ContinueOnError)
-			format := OutputFlag(flags)
-			if err := flags.Parse(test.args); err != nil {
-				t.Fatal(err)
-			}
-			var got bytes.Buffer
-			err := format.Print(&got, func(w io.Writer) error { _, err := io.WriteString(w, "pretty\n"); return err }, test.messages...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(test.want, got.String()); diff != "" {
-				t.Errorf("output (-want +got):\n%s", diff)
-			}
-		})
-	}
-	flags := pflag.NewFlagSet("x", pflag.ContinueOnError)
-	OutputFlag(flags)
-	if err := flags.Parse([]string{"--output", "yaml"}); err == nil || !strings.Contains(err.Error(), "use pretty or json") {
-		t.Errorf("-output yaml: %v", err)
 	}
 }
 
@@ -234,8 +243,8 @@ func TestSocketPathPrecedence(t *testing.T) {
 		{"instance", []string{"--instance", "a"}, map[string]string{variable: "/env", template: "/t/%i/%i.sock"}, "/t/a/a.sock"},
 		{"flag", []string{"--socketPath", "/flag", "--instance", "a"}, map[string]string{variable: "/env", template: "/t/%i"}, "/flag"},
 		{"flag with the default's value", []string{"--socketPath", "/run/credence/server/private/api.sock"}, map[string]string{variable: "/env"}, "/run/credence/server/private/api.sock"},
-		{"instance without template", []string{"--instance", "a"}, nil, "error: -instance needs a socket template with %i in it in " + template},
-		{"template without %i", []string{"--instance", "a"}, map[string]string{template: "/t"}, "error: -instance needs a socket template with %i in it in " + template},
+		{"instance without template", []string{"--instance", "a"}, nil, "error: you must define " + template + " to use the instance flag"},
+		{"template without %i", []string{"--instance", "a"}, map[string]string{template: "/t"}, "error: failed to find %i in " + template},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -30,31 +30,43 @@ type Streams struct {
 
 // Run runs the command that args (without the program's name) ask for, below
 // root, and returns the exit code: 0 done or help shown, 1 failed, with the
-// problem on s.Err, 127 no such command. -flag and --flag are the same.
-func Run(ctx context.Context, root *cobra.Command, args []string, s Streams) int {
+// problem on s.Err, 127 no such command. -flag and --flag are the same. What p
+// is says how mistakes are reported: with a hint, or as SPIRE does.
+func Run(ctx context.Context, p Persona, root *cobra.Command, args []string, s Streams) int {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(s.In)
 	root.SetOut(s.Out)
 	root.SetErr(s.Err)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return Hint(err, fmt.Sprintf("%s -h lists the flags", cmd.CommandPath()))
-	})
 	if root.Version == "" {
 		root.Version = Version()
 	}
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd(args...)
-
-	args, unknown := normalize(root, args)
-	if unknown != nil {
-		return unknown.report(s.Err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return Hint(err, fmt.Sprintf("%s -h lists the flags", cmd.CommandPath()))
+	})
+	if p.SPIRE {
+		speakAsSPIRE(root)
 	}
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+
+	asked := normalize(p, root, args)
+	switch {
+	case asked.unknown != nil:
+		return asked.unknown.report(p, s.Err)
+	case asked.version && p.SPIRE:
+		fmt.Fprintln(s.Err, root.Version)
+		return exitOK
+	}
+	root.SetArgs(asked.args)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
-	if !errors.Is(err, ErrReported) {
+	switch {
+	case errors.Is(err, ErrReported):
+	case p.SPIRE:
+		reportAsSPIRE(s.Err, cmd, err)
+	default:
 		report(s.Err, err)
 	}
 	return exitFailed

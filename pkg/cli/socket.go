@@ -27,6 +27,7 @@ type Socket struct {
 	fallback       string // the persona's default
 	variable       string // SPIRE's environment variable for it
 	getenv         func(string) string
+	spire          bool
 }
 
 // ServerSocket adds the flags -socketPath and -instance for the server's admin
@@ -42,7 +43,7 @@ func AgentSocket(flags *pflag.FlagSet, p Persona) *Socket {
 }
 
 func newSocket(flags *pflag.FlagSet, p Persona, fallback, variable string) *Socket {
-	s := &Socket{flags: flags, fallback: fallback, variable: variable, getenv: p.env}
+	s := &Socket{flags: flags, fallback: fallback, variable: variable, getenv: p.env, spire: p.SPIRE}
 	flags.StringVar(&s.path, "socketPath", fallback, "path of the socket (env "+variable+")")
 	flags.StringVar(&s.instance, "instance", "", "name that replaces %i in the socket template (env "+variable+"_TEMPLATE)")
 	return s
@@ -52,11 +53,12 @@ func newSocket(flags *pflag.FlagSet, p Persona, fallback, variable string) *Sock
 // template, else by the environment, else the default.
 func (s *Socket) Path() (string, error) {
 	template := s.getenv(s.variable + "_TEMPLATE")
-	if s.instance != "" && !strings.Contains(template, "%i") {
-		return "", Hint(fmt.Errorf("-instance needs a socket template with %%i in it in %s_TEMPLATE", s.variable),
-			fmt.Sprintf("export %s_TEMPLATE=/run/credence/%%i/api.sock, or use -socketPath", s.variable))
-	}
+	hint := fmt.Sprintf("export %s_TEMPLATE=/run/credence/%%i/api.sock, or use -socketPath", s.variable)
 	switch {
+	case s.instance != "" && template == "":
+		return "", Hint(fmt.Errorf("you must define %s_TEMPLATE to use the instance flag", s.variable), hint)
+	case s.instance != "" && !strings.Contains(template, "%i"):
+		return "", Hint(fmt.Errorf("failed to find %%i in %s_TEMPLATE", s.variable), hint)
 	case s.flags.Changed("socketPath"):
 		return s.path, nil
 	case s.instance != "":
