@@ -46,7 +46,7 @@ func closedLoop(ctx context.Context, pid, callers, items int, do func(ctx contex
 		return nil, err
 	}
 	n := float64(len(ls) * items)
-	r := result{"callers": float64(callers), "per_s": rounded(n / took.Seconds()), "server_cpu_us": rounded(float64((after - before).Microseconds()) / n)}
+	r := result{"callers": float64(callers), "per_s": rounded(n / took.Seconds()), "cpu_us": rounded(float64((after - before).Microseconds()) / n)}
 	r.latencies("call_", ls)
 	return r, nil
 }
@@ -150,8 +150,14 @@ func batchX509(ctx context.Context, b *bench) (result, error) {
 		if err := fill(ctx, p.admin, p.agentID, batch); err != nil {
 			return nil, err
 		}
-		mine, err := entryv1.NewEntryClient(conn).GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{OutputMask: &types.EntryMask{}})
-		if err != nil {
+		var mine *entryv1.GetAuthorizedEntriesResponse
+		if err := until(ctx, func() (err error) { // SPIRE reads its store every 5 s
+			mine, err = entryv1.NewEntryClient(conn).GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{OutputMask: &types.EntryMask{}})
+			if err == nil && len(mine.GetEntries()) < batch {
+				err = fmt.Errorf("%d entries of %d", len(mine.GetEntries()), batch)
+			}
+			return err
+		}); err != nil {
 			return nil, err
 		}
 		req := &svidv1.BatchNewX509SVIDRequest{}

@@ -43,6 +43,19 @@ func (b *bench) build(ctx context.Context) error {
 	return nil
 }
 
+// spire are the programs of a SPIRE in a directory, with its default store.
+func spire(dir, scratch string) *bench {
+	return &bench{
+		server: filepath.Join(dir, "spire-server"), agent: filepath.Join(dir, "spire-agent"), scratch: scratch,
+		dataStore: `DataStore "sql" {
+		plugin_data {
+			database_type = "sqlite3"
+			connection_string = "%s/datastore.sqlite3"
+		}
+	}`,
+	}
+}
+
 // pair is a server and, once joined, an agent.
 type pair struct {
 	b             *bench
@@ -97,11 +110,11 @@ func (p *pair) writeConfigs() error {
 	}
 }
 plugins {
-	DataStore "bolt" {}
-	KeyManager "memory" {}
-	NodeAttestor "join_token" {}
+	%s
+	KeyManager "memory" { plugin_data {} }
+	NodeAttestor "join_token" { plugin_data {} }
 }
-`, trustDomain, p.path("server"), p.port, p.path("server.sock"))
+`, trustDomain, p.path("server"), p.port, p.path("server.sock"), strings.ReplaceAll(p.b.dataStore, "%s", p.dir))
 	agent := fmt.Sprintf(`agent {
 	trust_domain = %q
 	data_dir = %q
@@ -112,9 +125,9 @@ plugins {
 	log_level = "warn"
 }
 plugins {
-	KeyManager "memory" {}
-	NodeAttestor "join_token" {}
-	WorkloadAttestor "unix" {}
+	KeyManager "memory" { plugin_data {} }
+	NodeAttestor "join_token" { plugin_data {} }
+	WorkloadAttestor "unix" { plugin_data {} }
 }
 `, trustDomain, p.path("agent"), p.port, p.path("agent.sock"), p.path("bundle.pem"))
 	return errors.Join(os.WriteFile(p.path("server.conf"), []byte(server), 0o600), os.WriteFile(p.path("agent.conf"), []byte(agent), 0o600))

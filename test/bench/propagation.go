@@ -21,7 +21,6 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 )
 
 const samples = 200
@@ -277,8 +276,7 @@ func (p *pair) openStream(ctx context.Context, group *errgroup.Group, seen chan<
 }
 
 func firstX509(ctx context.Context, conn *grpc.ClientConn) (workload.SpiffeWorkloadAPI_FetchX509SVIDClient, *workload.X509SVIDResponse, error) {
-	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
-	stream, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	stream, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(asWorkload(ctx), &workload.X509SVIDRequest{})
 	if err != nil {
 		return nil, nil, err
 	}

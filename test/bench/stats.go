@@ -33,6 +33,19 @@ func medians(all []result) result {
 	return out
 }
 
+// ratios is theirs divided by ours, for each figure that both have.
+func ratios(ours, theirs result) result {
+	out := result{}
+	for key, v := range ours {
+		a, ok := v.(float64)
+		b, both := theirs[key].(float64)
+		if ok && both && a != 0 {
+			out[key] = math.Round(100*b/a) / 100
+		}
+	}
+	return out
+}
+
 // latencies adds the usual percentiles, in milliseconds.
 func (r result) latencies(prefix string, ls []time.Duration) {
 	if len(ls) == 0 {
