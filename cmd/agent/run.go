@@ -97,7 +97,7 @@ func run(ctx context.Context, c *agent.Config) (err error) {
 		return fmt.Errorf("agent.log_file: %w", err)
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	a, err := agent.New(c, agent.Options{Log: log.Logger(), Version: cli.Version()})
+	a, err := agent.New(c, agent.Options{Log: log.Logger(), LogLevel: log, Version: cli.Version()})
 	if err != nil {
 		return err
 	}

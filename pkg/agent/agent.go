@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/credence-id/credence/pkg/agent/adminapi"
 	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
 	"github.com/credence-id/credence/pkg/agent/feed"
@@ -41,10 +43,14 @@ type Agent struct {
 	prover   node.Prover
 	attestor *attestor.Runner
 	api      *workloadapi.Service
+	admin    *adminapi.Service // nil: not configured
 	listener net.Listener
 
 	link      atomic.Pointer[link]
 	connected atomic.Bool
+	pushed    atomic.Bool               // the server pushes; else it is polled
+	syncedAt  atomic.Pointer[time.Time] // see lastSync
+	started   time.Time
 	reason    atomic.Pointer[string]
 	readyOnce sync.Once
 	// background are goroutines that end soon after what they serve; Run waits
@@ -56,6 +62,9 @@ type Agent struct {
 type Options struct {
 	// Log is required.
 	Log *slog.Logger
+	// LogLevel is the log whose level the admin API shows and sets; required
+	// with agent.admin_socket_path.
+	LogLevel *telemetry.Log
 	// Version is this program's.
 	Version string
 	// Ready, when not nil, is called once, when the cache has first caught up
@@ -83,7 +92,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	admin, err := a.listenAdmin(ctx)
+	if err != nil {
+		return errors.Join(err, lis.Close())
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	if admin != nil {
+		group.Go(func() error { return a.admin.Serve(ctx, admin) })
+	}
 	// Before anything else, so that a busy port does not cost the join token.
 	if err := a.runListeners(ctx, group); err != nil {
 		group.Go(func() error { return err })
@@ -193,6 +209,7 @@ func (a *Agent) away(err error) {
 
 // synced is told each time the cache has caught up.
 func (a *Agent) synced(ctx context.Context) {
+	a.syncing(time.Now())
 	if !a.connected.Swap(true) {
 		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.config.Agent.serverAddr())
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
@@ -58,7 +59,7 @@ func New(c *Config, o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		config: c, log: o.Log, version: o.Version, serverID: serverID, ready: o.Ready, listener: o.Listener,
-		registry: telemetry.NewRegistry(), trust: &trust{td: td},
+		registry: telemetry.NewRegistry(), trust: &trust{td: td}, started: time.Now(),
 	}
 	km, err := one(c, "KeyManager", keyManagers)
 	if err != nil {
@@ -95,7 +96,10 @@ func New(c *Config, o Options) (*Agent, error) {
 		TrustDomain: td, Cache: a.cache, Attestor: a.attestor, Log: o.Log, Metrics: a.registry,
 		AllowUnauthenticatedVerifiers: c.Agent.AllowUnauthenticatedVerifiers, AllowedForeignJWTClaims: c.Agent.AllowedForeignJWTClaims,
 	})
-	return a, err
+	if err != nil {
+		return nil, err
+	}
+	return a, a.newAdmin(o)
 }
 
 // checkPlugins reports plugins that are unknown, missing or too many.
@@ -104,7 +108,7 @@ func (c *Config) checkPlugins() error {
 		"KeyManager":       slices.Sorted(maps.Keys(keyManagers)),
 		"NodeAttestor":     slices.Sorted(maps.Keys(provers)),
 		"WorkloadAttestor": slices.Sorted(maps.Keys(attestors)),
-	})}
+	}, later)}
 	for _, kind := range []string{"KeyManager", "NodeAttestor"} {
 		if n := len(c.Plugins.OfType(kind)); n != 1 {
 			problems = append(problems, fmt.Errorf("plugins.%s: %d are configured; the agent needs exactly one", kind, n))

@@ -37,6 +37,9 @@ type Section struct {
 	// SocketPath is where workloads find the Workload API; the default
 	// depends on the program's name and user, see docs/configuration.md.
 	SocketPath string `hcl:"socket_path"`
+	// AdminSocketPath is where operators find the admin API, outside the
+	// directory of SocketPath; default none.
+	AdminSocketPath string `hcl:"admin_socket_path"`
 
 	// LogLevel is one of DEBUG, INFO, WARN, ERROR; default INFO.
 	LogLevel string `hcl:"log_level"`
@@ -134,6 +137,9 @@ func (c *Config) Validate() error {
 		if required.value == "" {
 			bad(required.key, "is required")
 		}
+	}
+	if err := s.checkAdminSocket(); err != nil {
+		bad("admin_socket_path", "%v", err)
 	}
 	if _, err := telemetry.ParseLevel(s.LogLevel); err != nil {
 		bad("log_level", "%v", err)

@@ -53,6 +53,9 @@ func (a *Agent) follow(ctx context.Context) error {
 			continue // still in sync, for the moment it takes to connect anew
 		}
 		worked := a.connected.Swap(false)
+		if worked && a.pushed.Load() {
+			a.syncing(time.Now())
+		}
 		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
 			return err
 		}
@@ -184,8 +187,10 @@ func (a *Agent) session(ctx context.Context) error {
 // followOn follows the push stream, or polls a server that has none.
 func (a *Agent) followOn(ctx context.Context, l *link) error {
 	c := feed.Config{Conn: l.conn, Cache: (*sink)(a), Version: a.version, OnSynced: func() { a.synced(ctx) }}
+	a.pushed.Store(true)
 	err := feed.Follow(ctx, c)
 	if status.Code(err) == codes.Unimplemented {
+		a.pushed.Store(false)
 		a.log.InfoContext(ctx, "the server has no push stream: polling it as SPIRE's agents do")
 		err = feed.Poll(ctx, c)
 	}

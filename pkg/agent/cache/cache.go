@@ -252,6 +252,18 @@ func (c *Cache) OutageBudget(now time.Time) time.Duration {
 	return max(0, first.Sub(now))
 }
 
+// Held is how many X509-SVIDs and JWT-SVIDs there are.
+func (c *Cache) Held() (x509SVIDs, jwtSVIDs int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.records {
+		if r.svid != nil {
+			x509SVIDs++
+		}
+	}
+	return x509SVIDs, c.jwts.Len()
+}
+
 // Wipe forgets everything: streams end, keys and SVIDs are gone, and workloads
 // are told that they have no identity. It is for an agent that was banned or
 // evicted. What the server sends afterwards is taken up as by an empty cache.
