@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -25,7 +23,13 @@ const (
 	keyServer    = telemetry.ServerID
 	keyConfig    = telemetry.Key
 	keyTTL       = telemetry.TTL
+	keyReason    = telemetry.Reason
+	keyManager   = "key_manager"
 	keyCATTL     = "ca_ttl"
+	// keyOutstanding is how many unexpired SVIDs are known; keyDropped how many
+	// issued ones were not kept count of.
+	keyOutstanding = "unexpired_svids"
+	keyDropped     = "uncounted_svids"
 )
 
 // ErrNotReady is returned by the issuing methods while there is no authority
@@ -53,6 +57,7 @@ func New(cfg Config) (*Authority, error) {
 	a := &Authority{cfg: &cfg, issued: newIndex(cfg.MaxIssued)}
 	a.x509 = newRotor(x509Family{&cfg}, &cfg)
 	a.jwt = newRotor(jwtFamily{&cfg}, &cfg)
+	a.jwt.off = cfg.DisableJWT
 	a.metrics = newMetrics(a)
 	if err := a.metrics.register(cfg.Registerer); err != nil {
 		return nil, err
@@ -102,44 +107,4 @@ func (a *Authority) Run(ctx context.Context) error {
 func (a *Authority) ObserveBundle(b *registry.Bundle) {
 	a.x509.observe(b)
 	a.jwt.observe(b)
-}
-
-// View is one authority as operators see it.
-type View struct {
-	// ID is the hex subject key ID (X.509), or the key ID (JWT).
-	ID string
-	// State is "prepared", "active" or "old".
-	State string
-	// IssuedAt and NotAfter are UTC.
-	IssuedAt, NotAfter time.Time
-	// HasKey says whether this server can still sign with it.
-	HasKey bool
-}
-
-// X509State returns this server's X.509 authorities, the newest first.
-func (a *Authority) X509State() []View { return a.x509.state() }
-
-// JWTState returns this server's JWT authorities, the newest first.
-func (a *Authority) JWTState() []View { return a.jwt.state() }
-
-func (r *rotor) state() []View {
-	if v := r.views.Load(); v != nil {
-		return append([]View(nil), *v...)
-	}
-	return nil
-}
-
-// show renews what state returns.
-func (r *rotor) show() {
-	views := make([]View, 0, len(r.members))
-	for _, m := range r.members {
-		views = append(views, View{
-			ID:       m.id,
-			State:    strings.ToLower(strings.TrimPrefix(m.state.String(), "STATE_")),
-			IssuedAt: m.issuedAt,
-			NotAfter: m.notAfter,
-			HasKey:   m.key != nil,
-		})
-	}
-	r.views.Store(&views)
 }

@@ -19,6 +19,8 @@ type change struct {
 	to []*member
 	// check, if set, must have been in the bundle before.
 	check *member
+	// edit, if set, changes the bundle first, or refuses; it may run again.
+	edit func(*registry.Bundle) error
 	// drop is withdrawn from the bundle.
 	drop []*member
 	// sweep removes from the bundle what expired, whoever put it there.
@@ -46,6 +48,11 @@ func (r *rotor) commit(ctx context.Context, c change) error {
 		}
 		if c.check != nil && !r.published(b, c.check) {
 			return errWithdrawn
+		}
+		if c.edit != nil {
+			if err := c.edit(b); err != nil {
+				return err
+			}
 		}
 		for _, m := range c.drop {
 			r.withdraw(b, m)
@@ -76,14 +83,15 @@ func (r *rotor) commit(ctx context.Context, c change) error {
 	return r.readBack(ctx)
 }
 
-// sameAuthorities compares by id, slot and state.
+// sameAuthorities compares by id, slot, state and what an operator did.
 func sameAuthorities(records []*recordv1.JournaledAuthority, members []*member) bool {
 	if len(records) != len(members) {
 		return false
 	}
 	for i, m := range members {
 		r := records[i]
-		if r.GetAuthorityId() != m.id || r.GetSlot() != m.slot || r.GetState() != m.state {
+		if r.GetAuthorityId() != m.id || r.GetSlot() != m.slot || r.GetState() != m.state ||
+			r.GetTainted() != m.tainted || r.GetRevoked() != m.revoked {
 			return false
 		}
 	}
@@ -131,12 +139,14 @@ func (r *rotor) recall(ctx context.Context, record *recordv1.JournaledAuthority)
 	key, err := r.cfg.Keys.Get(ctx, m.slot)
 	switch {
 	case errors.Is(err, keys.ErrNotFound):
+		r.bereaved(m, "the key manager does not have it")
 		return m, nil
 	case err != nil:
 		return nil, fmt.Errorf("getting key %q: %w", m.slot, err)
 	}
 	public, ok := key.Signer.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(m.public) {
+		r.bereaved(m, "the key manager has another in its place")
 		return m, nil
 	}
 	if _, err := r.arm(m); err != nil {
@@ -145,6 +155,16 @@ func (r *rotor) recall(ctx context.Context, record *recordv1.JournaledAuthority)
 	}
 	m.key = key.Signer
 	return m, nil
+}
+
+// bereaved tells the operator of an authority that signed and has lost its key,
+// unless keys are kept in memory: then it has, after every restart.
+func (r *rotor) bereaved(m *member, reason string) {
+	if m.state != active || !r.cfg.Keys.Durable() || !time.Now().Before(m.notAfter) {
+		return
+	}
+	r.log.Warn("authority: private key of the active authority is gone, another authority takes its place; was the key manager's data removed or replaced? What was signed stays valid",
+		keyAuthority, m.id, keySlot, m.slot, keyReason, reason, keyManager, r.cfg.Keys.Name())
 }
 
 // readBack reads the bundle from the store and takes note of it.
@@ -203,7 +223,7 @@ func (r *rotor) sweepDue() time.Time {
 // install makes the active member the signer.
 func (r *rotor) install() error {
 	act := find(r.members, active)
-	if act == nil || act.key == nil {
+	if act == nil || act.key == nil || r.off {
 		return nil
 	}
 	if s := r.signer.Load(); s != nil && s.member.id == act.id {

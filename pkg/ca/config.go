@@ -67,6 +67,9 @@ type Config struct {
 	JWTKeyType keys.Type
 	// JWTIssuer is jwt_issuer, the claim iss (default: none).
 	JWTIssuer string
+	// DisableJWT is disable_jwt_svids: there is no JWT authority, and those of
+	// earlier runs are wound down (default: false).
+	DisableJWT bool
 	// CASubject is ca_subject (default C=US, O=SPIFFE).
 	CASubject pkix.Name
 

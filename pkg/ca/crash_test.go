@@ -161,7 +161,7 @@ func TestDamagedJournal(t *testing.T) {
 					checkBundle(t, w, map[string]*server{"a": s})
 					time.Sleep(time.Hour)
 				}
-				if n := len(s.X509State()); n > 5 {
+				if n := len(s.X509().State()); n > 5 {
 					t.Errorf("%d authorities are in the journal", n)
 				}
 			})

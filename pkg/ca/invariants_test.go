@@ -177,7 +177,7 @@ func TestS29_LongTTLsAreCapped(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		s := w.mustStart(w.config("a", w.diskKeys("a")))
 		defer s.stop()
-		end := activeOf(s.X509State()).NotAfter
+		end := activeOf(s.X509().State()).NotAfter
 		for range 5 {
 			x, err := s.IssueX509(t.Context(), time.Now(), request(7*24*time.Hour))
 			if err != nil {
@@ -190,7 +190,7 @@ func TestS29_LongTTLsAreCapped(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !j.Capped || j.ExpiresAt.After(activeOf(s.JWTState()).NotAfter) {
+			if !j.Capped || j.ExpiresAt.After(activeOf(s.JWT().State()).NotAfter) {
 				t.Errorf("the token ends %s", j.ExpiresAt)
 			}
 		}
@@ -417,9 +417,9 @@ func TestForeignLeftoversArePruned(t *testing.T) {
 			time.Sleep(time.Hour)
 		}
 		b := w.bundle()
-		if len(b.X509Authorities) != len(s.X509State()) || len(b.JWTAuthorities) != len(s.JWTState()) {
+		if len(b.X509Authorities) != len(s.X509().State()) || len(b.JWTAuthorities) != len(s.JWT().State()) {
 			t.Errorf("the bundle has %d and %d authorities, the server %d and %d",
-				len(b.X509Authorities), len(b.JWTAuthorities), len(s.X509State()), len(s.JWTState()))
+				len(b.X509Authorities), len(b.JWTAuthorities), len(s.X509().State()), len(s.JWT().State()))
 		}
 	})
 }

@@ -170,8 +170,8 @@ func TestDefaults(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("subject of the authority (-want +got):\n%s", diff)
 		}
-		if activeOf(s.X509State()).ID != fmt.Sprintf("%x", root.SubjectKeyId) {
-			t.Errorf("authority ID %s, subject key ID %x", activeOf(s.X509State()).ID, root.SubjectKeyId)
+		if activeOf(s.X509().State()).ID != fmt.Sprintf("%x", root.SubjectKeyId) {
+			t.Errorf("authority ID %s, subject key ID %x", activeOf(s.X509().State()).ID, root.SubjectKeyId)
 		}
 	})
 }
@@ -189,7 +189,7 @@ func TestNotReadyBeforeStart(t *testing.T) {
 	if _, err := a.IssueJWT(t.Context(), time.Now(), jwtRequest(0)); !errors.Is(err, ca.ErrNotReady) {
 		t.Errorf("IssueJWT: %v", err)
 	}
-	if a.X509State() != nil || a.JWTState() != nil {
+	if a.X509().State() != nil || a.JWT().State() != nil {
 		t.Error("there are authorities before Start")
 	}
 }
@@ -282,7 +282,7 @@ func TestIssuedIndex(t *testing.T) {
 		found, dropped := s.Issued(time.Now(), one)
 		want := []ca.Issued{{
 			Kind: "x509", Serial: first.Serial, SPIFFEID: webID.String(), EntryID: "one", AgentID: agentID.String(),
-			AuthorityID: activeOf(s.X509State()).ID, NotAfter: first.NotAfter,
+			AuthorityID: activeOf(s.X509().State()).ID, NotAfter: first.NotAfter,
 		}}
 		if diff := cmp.Diff(want, found); diff != "" || dropped != 0 {
 			t.Errorf("dropped %d, found (-want +got):\n%s", dropped, diff)

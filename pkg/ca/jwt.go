@@ -73,6 +73,15 @@ func (jwtFamily) withdraw(b *registry.Bundle, m *member) {
 	b.JWTAuthorities = slices.DeleteFunc(b.JWTAuthorities, func(a registry.JWTAuthority) bool { return a.KeyID == m.id })
 }
 
+func (jwtFamily) taint(b *registry.Bundle, m *member) *bool {
+	for i := range b.JWTAuthorities {
+		if b.JWTAuthorities[i].KeyID == m.id {
+			return &b.JWTAuthorities[i].Tainted
+		}
+	}
+	return nil
+}
+
 // retire sets the high-water mark. Tokens signed until now, also those of a
 // process that ended without journaling them, expire by now plus the default
 // TTL; longer ones, and those signed while the step is committed, are in the

@@ -13,7 +13,9 @@ import (
 	recordv1 "github.com/credence-id/credence/proto/record/v1"
 )
 
-// The states of an authority, as journaled.
+// authorityState is the state of an authority, as journaled.
+type authorityState = recordv1.JournaledAuthority_State
+
 const (
 	prepared = recordv1.JournaledAuthority_STATE_PREPARED
 	active   = recordv1.JournaledAuthority_STATE_ACTIVE
@@ -23,7 +25,7 @@ const (
 // member is one authority of this server. It is not changed once made; a new
 // state is a copy.
 type member struct {
-	state recordv1.JournaledAuthority_State
+	state authorityState
 	// id is the hex subject key ID (X.509) or the key ID (JWT).
 	id   string
 	slot string
@@ -32,9 +34,12 @@ type member struct {
 	// signedUntil is a journaled upper bound of the exp of every token signed;
 	// zero when none was, as far as the journal knows (JWT).
 	signedUntil time.Time
-	public      crypto.PublicKey
-	pkix        []byte
-	chain       []*x509.Certificate // X.509
+	// tainted and revoked say what an operator did with it; only the old are.
+	tainted, revoked bool
+
+	public crypto.PublicKey
+	pkix   []byte
+	chain  []*x509.Certificate // X.509
 	// key signs; nil when the private half is gone.
 	key crypto.Signer
 	// ledger is shared by all copies (JWT).
@@ -60,7 +65,7 @@ func (l *ledger) enter(exp int64) bool {
 }
 
 // with returns a copy in another state.
-func (m *member) with(state recordv1.JournaledAuthority_State) *member {
+func (m *member) with(state authorityState) *member {
 	c := *m
 	c.state = state
 	return &c
@@ -83,6 +88,8 @@ func (m *member) record() *recordv1.JournaledAuthority {
 		IssuedAt:    m.issuedAt.Unix(),
 		NotAfter:    m.notAfter.Unix(),
 		PublicKey:   m.pkix,
+		Tainted:     m.tainted,
+		Revoked:     m.revoked,
 	}
 	for _, c := range m.chain {
 		r.Chain = append(r.Chain, c.Raw)
@@ -104,6 +111,8 @@ func restore(r *recordv1.JournaledAuthority) (*member, error) {
 		issuedAt: time.Unix(r.GetIssuedAt(), 0).UTC(),
 		notAfter: time.Unix(r.GetNotAfter(), 0).UTC(),
 		pkix:     r.GetPublicKey(),
+		tainted:  r.GetTainted(),
+		revoked:  r.GetRevoked(),
 		ledger:   new(ledger),
 	}
 	if s := r.GetSignedUntil(); s != 0 {
@@ -146,6 +155,9 @@ type family interface {
 	// publish adds the public half; withdraw removes it.
 	publish(*registry.Bundle, *member)
 	withdraw(*registry.Bundle, *member)
+	// taint is where the bundle says whether m is tainted; nil when m is not
+	// in it.
+	taint(*registry.Bundle, *member) *bool
 	// required is the life an authority must have left to sign.
 	required() time.Duration
 	// retire makes m old, which stops signing about now.
@@ -163,7 +175,7 @@ type family interface {
 }
 
 // find returns the member in the state, or nil.
-func find(members []*member, state recordv1.JournaledAuthority_State) *member {
+func find(members []*member, state authorityState) *member {
 	for _, m := range members {
 		if m.state == state {
 			return m
@@ -172,7 +184,8 @@ func find(members []*member, state recordv1.JournaledAuthority_State) *member {
 	return nil
 }
 
-// olds returns the old members, the one to be dropped first in front.
+// olds returns the old members, the one to be dropped first in front: one that
+// is revoked verifies nothing any more.
 func olds(f family, members []*member) []*member {
 	var out []*member
 	for _, m := range members {
@@ -180,6 +193,14 @@ func olds(f family, members []*member) []*member {
 			out = append(out, m)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *member) int { return f.keepUntil(a).Compare(f.keepUntil(b)) })
+	slices.SortStableFunc(out, func(a, b *member) int {
+		switch {
+		case a.revoked && !b.revoked:
+			return -1
+		case b.revoked && !a.revoked:
+			return 1
+		}
+		return f.keepUntil(a).Compare(f.keepUntil(b))
+	})
 	return out
 }

@@ -91,7 +91,7 @@ func checkBundle(t *testing.T, w *world, running map[string]*server) {
 		t.Fatalf("%s: %d JWT keys are published by %d servers", time.Now(), n, len(running))
 	}
 	for _, s := range running {
-		for _, views := range [][]ca.View{s.X509State(), s.JWTState()} {
+		for _, views := range [][]ca.View{s.X509().State(), s.JWT().State()} {
 			st := states(views)
 			if st["active"] != 1 || st["prepared"] > 1 {
 				t.Fatalf("%s: authorities are %v", time.Now(), st)
@@ -133,14 +133,14 @@ func TestSchedule(t *testing.T) {
 			{48*time.Hour + time.Second, map[string]int{"active": 1, "prepared": 1, "old": 2}, map[string]int{"active": 1, "prepared": 1}},
 		} {
 			time.Sleep(c.after - time.Since(begin))
-			if diff := cmp.Diff(c.states, states(s.X509State())); diff != "" {
+			if diff := cmp.Diff(c.states, states(s.X509().State())); diff != "" {
 				t.Errorf("after %s, X.509 (-want +got):\n%s", c.after, diff)
 			}
-			if diff := cmp.Diff(c.jwt, states(s.JWTState())); diff != "" {
+			if diff := cmp.Diff(c.jwt, states(s.JWT().State())); diff != "" {
 				t.Errorf("after %s, JWT (-want +got):\n%s", c.after, diff)
 			}
 			b := w.bundle()
-			if len(b.X509Authorities) != len(s.X509State()) || len(b.JWTAuthorities) != len(s.JWTState()) {
+			if len(b.X509Authorities) != len(s.X509().State()) || len(b.JWTAuthorities) != len(s.JWT().State()) {
 				t.Errorf("after %s: the bundle has %d and %d authorities", c.after, len(b.X509Authorities), len(b.JWTAuthorities))
 			}
 		}

@@ -46,9 +46,12 @@ type rotor struct {
 	family
 	cfg *Config
 	log *slog.Logger
+	// off says that there is to be no authority of this kind.
+	off bool
 
-	// step is taken by one goroutine at a time. Issuing never takes it.
-	step sync.Mutex
+	// step has a value while a goroutine may read and change what follows,
+	// see hold. Issuing never takes it.
+	step chan struct{}
 	// members is the journal as last committed or loaded; nil before the
 	// first load, and after a commit whose outcome is not known.
 	members []*member
@@ -73,7 +76,17 @@ type rotor struct {
 }
 
 func newRotor(f family, cfg *Config) *rotor {
-	return &rotor{family: f, cfg: cfg, log: cfg.Logger.With(keyKind, f.name()), wake: make(chan struct{}, 1)}
+	return &rotor{family: f, cfg: cfg, log: cfg.Logger.With(keyKind, f.name()), wake: make(chan struct{}, 1), step: make(chan struct{}, 1)}
+}
+
+// hold waits for its turn to take steps and returns what ends it.
+func (r *rotor) hold(ctx context.Context) (release func(), err error) {
+	select {
+	case r.step <- struct{}{}:
+		return func() { <-r.step }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for another step of the %s authority: %w", r.name(), ctx.Err())
+	}
 }
 
 // poke makes run take a step soon.
@@ -134,8 +147,11 @@ func pause(failures int, least, most time.Duration) time.Duration {
 
 // settle takes every step that is due and returns when the next one is.
 func (r *rotor) settle(ctx context.Context) (time.Time, error) {
-	r.step.Lock()
-	defer r.step.Unlock()
+	release, err := r.hold(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, maxSettle)
 	defer cancel()
 	for range maxSteps {
@@ -172,10 +188,12 @@ const (
 	activate
 	mark
 	prune
+	retire
 )
 
 var actions = map[action]string{
 	wait: "waiting for", publish: "publishing", prepare: "preparing", activate: "activating", mark: "marking", prune: "pruning",
+	retire: "retiring",
 }
 
 func (a action) String() string { return actions[a] }
@@ -189,6 +207,12 @@ type plan struct {
 // plan decides the next step.
 func (r *rotor) plan(now time.Time) plan {
 	act, prep := find(r.members, active), find(r.members, prepared)
+	if r.off {
+		if act != nil || prep != nil {
+			return plan{what: retire}
+		}
+		return r.planCleaning(now, now.Add(idle))
+	}
 	ready := prep != nil && prep.usable(now) && prep.notAfter.Sub(now) >= r.required()
 	if !r.inBundle(act) || !r.inBundle(prep) {
 		return plan{what: publish}
@@ -200,6 +224,7 @@ func (r *rotor) plan(now time.Time) plan {
 	if !now.Before(activateAt) {
 		return plan{what: pick(ready, activate, prepare)}
 	}
+	ready = ready && !r.stale(prep, prepareAt, activateAt)
 	if !now.Before(prepareAt) && !ready {
 		return plan{what: prepare}
 	}
@@ -207,6 +232,24 @@ func (r *rotor) plan(now time.Time) plan {
 	if !ready {
 		next = prepareAt
 	}
+	return r.planCleaning(now, next)
+}
+
+// idle is how long nothing is looked at when nothing is ever due.
+const idle = 24 * time.Hour
+
+// stale says whether a prepared authority, made by hand before the schedule
+// would have, would need a successor by the time it is to be activated: then it
+// is made again when the schedule says prepare, early enough to be known to all
+// when it signs.
+func (r *rotor) stale(prep *member, prepareAt, activateAt time.Time) bool {
+	again, _ := r.schedule(prep)
+	return prep.issuedAt.Before(prepareAt.Truncate(time.Second)) && !again.After(activateAt)
+}
+
+// planCleaning plans what is due beside the rotation, whose next step is at
+// next.
+func (r *rotor) planCleaning(now, next time.Time) plan {
 	for _, m := range r.members {
 		if m.unrecorded() {
 			return plan{what: mark}
@@ -250,6 +293,8 @@ func (r *rotor) take(ctx context.Context, now time.Time, what action) error {
 		return r.mark(ctx, now)
 	case prune:
 		return r.prune(ctx, now)
+	case retire:
+		return r.retireAll(ctx, now)
 	default:
 		return fmt.Errorf("no step %d", what)
 	}
@@ -374,6 +419,31 @@ func (r *rotor) prune(ctx context.Context, now time.Time) error {
 	}
 	for _, m := range c.drop {
 		r.log.Info("authority: pruned", keyAuthority, m.id, keyNotAfter, m.notAfter)
+	}
+	return nil
+}
+
+// retireAll ends the signing of a kind that is switched off.
+func (r *rotor) retireAll(ctx context.Context, now time.Time) error {
+	c := change{now: now}
+	for _, m := range r.members {
+		switch m.state {
+		case prepared: // never signed
+			c.drop = append(c.drop, m)
+			continue
+		case active:
+			m = r.retired(m, now)
+		}
+		c.to = append(c.to, m)
+	}
+	if err := r.commit(ctx, c); err != nil {
+		return err
+	}
+	r.log.Info("authority: switched off, what it signed stays valid")
+	for _, slot := range r.slots() {
+		if err := r.cfg.Keys.Delete(ctx, slot); err != nil {
+			r.log.Warn("authority: private key of the old authority is not deleted", keyErr, err, keySlot, slot)
+		}
 	}
 	return nil
 }

@@ -99,6 +99,16 @@ func (f x509Family) withdraw(b *registry.Bundle, m *member) {
 	b.X509Authorities = slices.DeleteFunc(b.X509Authorities, func(a registry.X509Authority) bool { return bytes.Equal(a.DER, root) })
 }
 
+func (f x509Family) taint(b *registry.Bundle, m *member) *bool {
+	root := f.root(m)
+	for i := range b.X509Authorities {
+		if bytes.Equal(b.X509Authorities[i].DER, root) {
+			return &b.X509Authorities[i].Tainted
+		}
+	}
+	return nil
+}
+
 func (x509Family) retire(m *member, _ time.Time) *member { return m.with(old) }
 
 func (x509Family) mark(m *member) *member { return m }
