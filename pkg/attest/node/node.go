@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"net/netip"
 
 	"github.com/credence-id/credence/pkg/attest"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -50,6 +51,8 @@ type Attempt struct {
 	Payload []byte
 	// PublicKey is the key of the agent's CSR, whose signature was checked.
 	PublicKey crypto.PublicKey
+	// PeerIP is the address the agent comes from; invalid if it is not known.
+	PeerIP netip.Addr
 	// Challenge sends a challenge and returns the agent's answer, at most
 	// MaxMessage bytes, at most MaxRounds times.
 	Challenge func(ctx context.Context, challenge []byte) (response []byte, err error)
