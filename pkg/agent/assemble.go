@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
 	"github.com/credence-id/credence/pkg/attest/workload/unix"
 	"github.com/credence-id/credence/pkg/config"
@@ -32,7 +33,8 @@ var (
 		"disk":   newDiskKeys,
 	}
 	provers = map[string]func(*Config, config.Plugin) (node.Prover, error){
-		"join_token": newJoinToken,
+		jointoken.Name: newJoinToken,
+		x509pop.Name:   newX509POP,
 	}
 	attestors = map[string]func(*Config, config.Plugin) (workload.Attestor, error){
 		"unix": newUnix,
@@ -159,6 +161,17 @@ func newJoinToken(c *Config, p config.Plugin) (node.Prover, error) {
 		token = strings.TrimSpace(string(data))
 	}
 	return jointoken.NewProver(token), nil
+}
+
+func newX509POP(_ *Config, p config.Plugin) (node.Prover, error) {
+	var data x509pop.ProverConfig
+	if err := p.Decode(&data); err != nil {
+		return nil, err
+	}
+	if err := data.Validate(); err != nil {
+		return nil, err
+	}
+	return x509pop.NewProver(data), nil
 }
 
 func newUnix(_ *Config, p config.Plugin) (workload.Attestor, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/config"
@@ -23,10 +24,13 @@ import (
 	"github.com/credence-id/credence/pkg/keys/memkey"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/agentapi"
+	"github.com/credence-id/credence/pkg/server/authorityapi"
 	"github.com/credence-id/credence/pkg/server/bundleapi"
+	"github.com/credence-id/credence/pkg/server/debugapi"
 	"github.com/credence-id/credence/pkg/server/entryapi"
 	"github.com/credence-id/credence/pkg/server/feedapi"
 	"github.com/credence-id/credence/pkg/server/healthapi"
+	"github.com/credence-id/credence/pkg/server/loggerapi"
 	"github.com/credence-id/credence/pkg/server/svidapi"
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/bolt"
@@ -43,10 +47,9 @@ var (
 		"disk":   chooseDisk,
 		"memory": chooseMemory,
 	}
-	// nodeAttestors are all in use, whether the file names them or not, as in
-	// SPIRE: a join token lets nobody in that an operator did not ask for.
-	nodeAttestors = map[string]func() node.Verifier{
-		jointoken.Name: func() node.Verifier { return jointoken.Verifier{} },
+	nodeAttestors = map[string]func(config.Plugin) (openVerifier, error){
+		jointoken.Name: chooseJoinToken,
+		x509pop.Name:   chooseX509POP,
 	}
 )
 
@@ -138,6 +141,9 @@ type control struct {
 	bundle *bundleapi.Service
 	hub    *feedapi.Hub
 	health *healthapi.Service
+	own    *authorityapi.Service
+	debug  *debugapi.Service
+	logger *loggerapi.Service
 	chain  *chain
 
 	listeners listeners
@@ -183,7 +189,7 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 		return nil, err
 	}
 	// 3. What answers.
-	if err := k.buildServices(td); err != nil {
+	if err := k.buildServices(td, c.verifiers); err != nil {
 		return nil, err
 	}
 	log.InfoContext(ctx, "server is assembled", telemetry.TrustDomain, td.Name(), telemetry.ServerID, serverID,
@@ -202,6 +208,7 @@ func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, s
 		JWTSVIDTTL:  k.settings.DefaultJWTSVIDTTL,
 		AgentTTL:    k.settings.AgentTTL,
 		JWTIssuer:   k.settings.JWTIssuer,
+		DisableJWT:  k.settings.DisableJWTSVIDs,
 		CASubject: pkix.Name{
 			Country:      k.settings.CASubject.Country,
 			Organization: k.settings.CASubject.Organization,
@@ -235,7 +242,7 @@ func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, s
 	return k.svid.renew(ctx, time.Now())
 }
 
-func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
+func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVerifier) (err error) {
 	admins, err := k.settings.adminIDs()
 	if err != nil {
 		return keyError("server.admin_ids", "%w", err)
@@ -244,9 +251,11 @@ func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
 	if k.settings.AuditLogEnabled {
 		record = audit.New(k.log)
 	}
-	verifiers := make(map[string]node.Verifier, len(nodeAttestors))
-	for name, build := range nodeAttestors {
-		verifiers[name] = build()
+	verifiers := make(map[string]node.Verifier, len(open))
+	for name, build := range open {
+		if verifiers[name], err = build(verifierEnv{authorities: k.roots.x509Authorities}); err != nil {
+			return err
+		}
 	}
 	k.agents = agentapi.NewAuthenticator(k.index, k.registry)
 	k.attest = agentapi.New(agentapi.Config{
@@ -262,6 +271,12 @@ func (k *control) buildServices(td spiffeid.TrustDomain) (err error) {
 	})
 	k.bundle = bundleapi.New(bundleapi.Config{
 		TrustDomain: td, Own: k.roots.bundle, Federated: k.index.Bundle, Fresh: k.fresh,
+	})
+	k.own = authorityapi.New(authorityapi.Config{
+		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Audit: record,
+	})
+	k.debug = debugapi.New(debugapi.Config{
+		TrustDomain: td, Index: k.index, Own: k.roots.bundle, SVID: k.svid.chain, Started: time.Now(),
 	})
 	k.health = healthapi.New(k.ready)
 	if k.hub, err = feedapi.New(feedapi.Config{

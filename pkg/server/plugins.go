@@ -35,6 +35,8 @@ var unsupported = map[string]string{
 type choice struct {
 	store openStore
 	keys  openKeys
+	// verifiers are the node attestors in use, by name.
+	verifiers map[string]openVerifier
 	// notices are said at the start.
 	notices []notice
 }
@@ -67,6 +69,9 @@ func choose(ps config.Plugins, s Settings) (choice, error) {
 		c.store = openBolt(bolt.Config{Path: filepath.Join(s.DataDir, storeFile)})
 	}
 	if c.keys, err = chooseOne(known, typeKeyManager, keyManagers, s, &c); err != nil {
+		problems = append(problems, err)
+	}
+	if c.verifiers, err = chooseVerifiers(known); err != nil {
 		problems = append(problems, err)
 	}
 	if c.keys == nil && len(known.OfType(typeKeyManager)) == 0 {

@@ -49,6 +49,15 @@ func (r *roots) set(b *registry.Bundle) error {
 	return errors.Join(problems...)
 }
 
+// x509Authorities are the authorities at the moment, which the caller does not
+// change.
+func (r *roots) x509Authorities() []*x509.Certificate {
+	if b := r.now.Load(); b != nil {
+		return b.X509Authorities()
+	}
+	return nil
+}
+
 // bundle is the whole bundle, nil when there is none.
 func (r *roots) bundle() *registry.Bundle { return r.raw.Load() }
 

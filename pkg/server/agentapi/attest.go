@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 
 	"github.com/credence-id/credence/pkg/server/rpcerr"
 )
@@ -76,6 +78,7 @@ func (s *Service) attest(ctx context.Context, e *exchange) (*agentv1.AttestAgent
 		TrustDomain: s.cfg.TrustDomain,
 		Payload:     params.GetData().GetPayload(),
 		PublicKey:   key,
+		PeerIP:      peerIP(ctx),
 		Challenge:   e.challenge,
 	})
 	if err == nil {
@@ -99,6 +102,19 @@ func (s *Service) attest(ctx context.Context, e *exchange) (*agentv1.AttestAgent
 	}
 	done(nil, append(issued(out), slog.String(telemetry.AgentID, found.AgentID.String()))...)
 	return &agentv1.AttestAgentResponse_Result{Svid: x509SVID(found.AgentID, out), Reattestable: found.CanReattest}, nil
+}
+
+// peerIP is where the call comes from; invalid where it is no IP address.
+func peerIP(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return netip.Addr{}
+	}
+	from, err := netip.ParseAddrPort(p.Addr.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return from.Addr().Unmap()
 }
 
 // admit records the agent, with the join token if there is one, then signs, then
