@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -45,7 +44,7 @@ type dev struct {
 	trustDomain string
 	logLevel    string
 
-	log *slog.Logger
+	log *telemetry.Log
 }
 
 func devCommand(cli.Persona) *cobra.Command {
@@ -78,11 +77,9 @@ func (d *dev) run(ctx context.Context, stderr io.Writer) (err error) {
 	} else if d.dir, err = filepath.Abs(d.dir); err != nil {
 		return fmt.Errorf("-dataDir: %w", err)
 	}
-	log, err := telemetry.NewLog(telemetry.LogConfig{Level: d.logLevel, Output: stderr})
-	if err != nil {
+	if d.log, err = telemetry.NewLog(telemetry.LogConfig{Level: d.logLevel, Output: stderr}); err != nil {
 		return err
 	}
-	d.log = log.Logger()
 
 	// Others reach the Workload API through this folder; data in it is 0700.
 	if err := os.MkdirAll(filepath.Join(d.dir, "agent"), 0o711); err != nil { //nolint:gosec // see above
@@ -135,7 +132,7 @@ func (d *dev) server(ctx context.Context, bound chan<- server.Bound) (*server.Se
 			TrustDomain: d.trustDomain, DataDir: filepath.Join(d.dir, "server", "data"), SocketPath: d.adminSocket(),
 		},
 		Plugins:  plugins,
-		Logger:   d.log,
+		Log:      d.log,
 		Listener: lis,
 		OnReady:  func(b server.Bound) { bound <- b },
 	})
@@ -183,7 +180,7 @@ func (d *dev) runAgent(ctx context.Context, b server.Bound) error {
 		Plugins: plugins,
 	}
 	c.SetDefaults()
-	a, err := agent.New(c, agent.Options{Log: d.log, Version: cli.Version(), Ready: sync.OnceFunc(func() { close(ready) })})
+	a, err := agent.New(c, agent.Options{Log: d.log.Logger(), Version: cli.Version(), Ready: sync.OnceFunc(func() { close(ready) })})
 	if err != nil {
 		return err
 	}

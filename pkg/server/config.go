@@ -21,7 +21,11 @@ type Config struct {
 	Telemetry    telemetry.Config       `hcl:"telemetry"`
 	HealthChecks telemetry.HealthConfig `hcl:"health_checks"`
 
-	// Logger is what the server logs to; nil: what the log_* keys say.
+	// Log is what the server logs to, and whose level its API changes; nil:
+	// what the log_* keys say. The caller closes it.
+	Log *telemetry.Log
+	// Logger replaces Log by one whose level is not the server's to change
+	// (tests).
 	Logger *slog.Logger
 	// Listener replaces bind_address and bind_port (tests, dev mode). Run
 	// closes it.

@@ -119,10 +119,10 @@ func (k *control) ready(ctx context.Context) error {
 		return fmt.Errorf("the store cannot be read: %w", err)
 	}
 	now := time.Now()
-	if !signs(k.authority.X509State(), now) {
+	if !signs(k.authority.X509().State(), now) {
 		return errors.New("no X.509 authority can sign")
 	}
-	if !signs(k.authority.JWTState(), now) {
+	if !k.settings.DisableJWTSVIDs && !signs(k.authority.JWT().State(), now) {
 		return errors.New("no JWT authority can sign")
 	}
 	if cert := k.svid.cert.Load(); cert == nil || !now.Before(cert.Leaf.NotAfter) {

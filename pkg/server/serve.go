@@ -9,7 +9,10 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -59,6 +62,9 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 	bundlev1.RegisterBundleServer(srv, k.bundle)
 	entryv1.RegisterEntryServer(srv, k.entry)
 	svidv1.RegisterSVIDServer(srv, k.svids)
+	localauthorityv1.RegisterLocalAuthorityServer(srv, k.own)
+	debugv1.RegisterDebugServer(srv, k.debug)
+	loggerv1.RegisterLoggerServer(srv, k.logger)
 	feedv1.RegisterFeedServer(srv, k.hub)
 	healthv1.RegisterHealthServer(srv, k.health)
 	return srv

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/credence-id/credence/pkg/server/loggerapi"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -44,14 +45,17 @@ func New(cfg Config) (*Server, error) {
 // starting, such as a busy port, is returned as one line with the file's key. A
 // Server is run once.
 func (s *Server) Run(ctx context.Context) (err error) {
-	logger := s.cfg.Logger
+	logger, own := s.cfg.Logger, s.cfg.Log
 	var file *telemetry.Log
+	if logger == nil && own != nil {
+		logger = own.Logger()
+	}
 	if logger == nil {
 		if file, err = telemetry.NewLog(s.settings.logConfig()); err != nil {
 			return fmt.Errorf("server.%w", err)
 		}
 		defer func() { err = errors.Join(err, file.Close()) }()
-		logger = file.Logger()
+		own, logger = file, file.Logger()
 	}
 	for _, n := range append(s.cfg.Server.notices(), s.choice.notices...) {
 		logger.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.key, telemetry.Reason, n.reason)
@@ -64,7 +68,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, ls.closeAll())
 	}
-	k.listeners = ls
+	k.listeners, k.logger = ls, loggerapi.New(own)
 	defer func() { err = errors.Join(err, k.close()) }()
 	if s.assembled != nil {
 		s.assembled(k)

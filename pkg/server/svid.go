@@ -131,6 +131,15 @@ func (o *ownSVID) observe(r *roots, now time.Time) {
 	}
 }
 
+// chain is the SVID shown now, leaf first.
+func (o *ownSVID) chain() []*x509.Certificate {
+	chain, err := parseChain(o.cert.Load().Certificate)
+	if err != nil {
+		return nil // it was parsed when it was issued
+	}
+	return chain
+}
+
 // get is tls.Config.GetCertificate.
 func (o *ownSVID) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert := o.cert.Load()

@@ -94,7 +94,7 @@ func beginStoreAt(t *testing.T, s *server, then time.Time) {
 	if err := authority.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	made := authority.X509State()
+	made := authority.X509().State()
 	if len(made) == 0 || !strings.HasPrefix(made[0].NotAfter.UTC().Format(time.RFC3339), then.Add(24*time.Hour).UTC().Format("2006-01-02")) {
 		t.Fatalf("the authorities are %+v, want one that begins at %v", made, then)
 	}
