@@ -40,6 +40,8 @@ type Options struct {
 	AttestTimeout, CatchUp time.Duration
 	// AgentTTL is the authority's.
 	AgentTTL time.Duration
+	// DisableJWT switches JWT-SVIDs off.
+	DisableJWT bool
 	// Log receives the server's log and audit records; none by default.
 	Log slog.Handler
 	// Hold, if set, is called by the follower before each commit is applied.
@@ -86,6 +88,7 @@ func New(tb testing.TB, o Options) *World {
 	w.Graph = entitle.New(w.TrustDomain)
 	w.Authority, err = ca.New(ca.Config{
 		TrustDomain: w.TrustDomain, ServerID: "0123", Registry: w.Registry, Keys: memkey.New(), AgentTTL: o.AgentTTL,
+		DisableJWT: o.DisableJWT,
 	})
 	must(tb, err)
 	must(tb, w.Authority.Start(ctx))
@@ -95,7 +98,8 @@ func New(tb testing.TB, o Options) *World {
 		Verifiers: o.Verifiers, Fresh: w.fresh, AttestTimeout: o.AttestTimeout, Logger: log, Audit: records,
 	})
 	svids := svidapi.New(svidapi.Config{
-		TrustDomain: w.TrustDomain, Graph: w.Graph, Issuer: w.Authority, Logger: log, Audit: records,
+		TrustDomain: w.TrustDomain, Graph: w.Graph, Issuer: w.Authority, DisableJWT: o.DisableJWT,
+		Logger: log, Audit: records,
 	})
 	w.Hub, err = feedapi.New(feedapi.Config{
 		TrustDomain: w.TrustDomain, Graph: w.Graph, Index: w.Index, Head: w.Store.Head,

@@ -33,7 +33,9 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Graph       *entitle.Graph
 	Issuer      Issuer
-	Logger      *slog.Logger
+	// DisableJWT refuses to sign JWT-SVIDs (default: false).
+	DisableJWT bool
+	Logger     *slog.Logger
 	// Audit may be nil.
 	Audit *audit.Log
 }
@@ -78,6 +80,9 @@ func (s *Service) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequ
 // MintJWTSVID signs for the SPIFFE ID of the request, which only an operator may
 // choose, and only among those of workloads of this trust domain.
 func (s *Service) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
+	if s.cfg.DisableJWT {
+		return nil, errJWTDisabled
+	}
 	id, err := s.workloadID(req.GetId())
 	if err != nil {
 		return nil, err
@@ -93,6 +98,9 @@ func (s *Service) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDReques
 
 // NewJWTSVID signs for an entry of the agent that calls.
 func (s *Service) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	if s.cfg.DisableJWT {
+		return nil, errJWTDisabled
+	}
 	agent, err := callerID(ctx)
 	if err != nil {
 		return nil, err
@@ -160,6 +168,8 @@ func (s *Service) entry(agent spiffeid.ID, entryID string, now time.Time) (*regi
 	}
 	return e, nil
 }
+
+var errJWTDisabled = rpcerr.New(codes.Unimplemented, "JWT functionality is disabled")
 
 var errNoEntry = rpcerr.New(codes.NotFound, "entry not found or not authorized")
 
