@@ -267,7 +267,8 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		Entitlements: k.graph, Logger: k.log, Audit: record,
 	})
 	k.svids = svidapi.New(svidapi.Config{
-		TrustDomain: td, Graph: k.graph, Issuer: k.authority, Logger: k.log, Audit: record,
+		TrustDomain: td, Graph: k.graph, Issuer: k.authority, DisableJWT: k.settings.DisableJWTSVIDs,
+		Logger: k.log, Audit: record,
 	})
 	k.bundle = bundleapi.New(bundleapi.Config{
 		TrustDomain: td, Own: k.roots.bundle, Federated: k.index.Bundle, Fresh: k.fresh,
