@@ -397,7 +397,7 @@ func TestConfigValidateReportsEverything(t *testing.T) {
 		t.Fatal("valid")
 	}
 	for _, key := range []string{
-		"agent.data_dir", "agent.trust_domain", "agent.server_address", "agent.socket_path", "agent.server_port", "agent.trust_bundle_path",
+		"agent.trust_domain", "agent.server_address", "agent.socket_path", "agent.server_port", "agent.trust_bundle_path",
 		"agent.trust_bundle_format", "agent.workload_x509_svid_key_type", "agent.join_token_file", "agent.log_level", "agent.log_format", "plugins.KeyManager", "plugins.NodeAttestor", "plugins.WorkloadAttestor",
 	} {
 		if !strings.Contains(err.Error(), key+":") {

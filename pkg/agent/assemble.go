@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -61,7 +60,7 @@ func New(c *Config, o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		config: c, log: o.Log, version: o.Version, serverID: serverID, ready: o.Ready, listener: o.Listener,
-		registry: telemetry.NewRegistry(), trust: &trust{td: td}, started: time.Now(),
+		registry: telemetry.NewRegistry(), trust: &trust{td: td, news: make(chan struct{}, 1)}, started: time.Now(),
 	}
 	km, err := one(c, "KeyManager", keyManagers)
 	if err != nil {
@@ -112,19 +111,23 @@ func (c *Config) checkPlugins() error {
 		"WorkloadAttestor": slices.Sorted(maps.Keys(attestors)),
 	}, later)}
 	for _, kind := range []string{"KeyManager", "NodeAttestor"} {
-		if n := len(c.Plugins.OfType(kind)); n != 1 {
-			problems = append(problems, fmt.Errorf("plugins.%s: %d are configured; the agent needs exactly one", kind, n))
+		found := c.Plugins.OfType(kind)
+		if len(found) == 0 {
+			problems = append(problems, c.file.Errorf("plugins."+kind, "0 are configured; the agent needs exactly one"))
+		}
+		for i := 1; i < len(found); i++ {
+			problems = append(problems, found[i].Errorf("only one %s can be used, and %q is configured too; keep one", kind, found[0].Name))
 		}
 	}
 	if len(c.Plugins.OfType("WorkloadAttestor")) == 0 {
-		problems = append(problems, errors.New(`plugins.WorkloadAttestor: none is configured; without one no workload can be recognised: add WorkloadAttestor "unix" {}`))
+		problems = append(problems, c.file.Errorf("plugins.WorkloadAttestor", `none is configured; without one no workload can be recognised: add WorkloadAttestor "unix" {}`))
 	}
 	for _, p := range c.Plugins {
-		if p.Cmd != "" {
+		if p.Cmd != "" && p.Enabled {
 			problems = append(problems, p.Errorf("plugin_cmd: external plugins are not supported by this version; use a built-in one"))
 		}
 	}
-	return errors.Join(problems...)
+	return config.Problems(problems...)
 }
 
 // one makes the one plugin of a kind, which checkPlugins has seen to.

@@ -1,68 +1,86 @@
 package agent
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
 	"net"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/config"
-	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/telemetry"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Config is the agent's configuration file: SPIRE's sections and keys.
 type Config struct {
-	Agent     Section                `hcl:"agent"`
-	Plugins   config.Plugins         `hcl:"plugins"`
-	Telemetry telemetry.Config       `hcl:"telemetry"`
-	Health    telemetry.HealthConfig `hcl:"health_checks"`
+	// Agent has the agent's own keys.
+	Agent Section `hcl:"agent"`
+	// Plugins are the exchangeable parts.
+	Plugins config.Plugins `hcl:"plugins"`
+	// Telemetry shows metrics.
+	Telemetry telemetry.Config `hcl:"telemetry"`
+	// Health answers whether the agent is well.
+	Health telemetry.HealthConfig `hcl:"health_checks"`
+
+	// file is where the rest was read from, nil if from nowhere.
+	file *config.File
+	// unread are the keys of the file that could not be read.
+	unread error
 }
 
-// Section is the section agent.
+// Section is the section agent. The tag default is what a field has when the
+// file does not set it; unset says so in words. Keys tagged refused or accepted
+// are SPIRE's, without an effect here: see [config.Unsupported].
+// docs/configuration.md is made from these structs.
 type Section struct {
-	// DataDir holds the agent's state; required. It is made with mode 0700.
-	DataDir string `hcl:"data_dir"`
+	// DataDir holds the agent's state. It is made with mode 0700.
+	DataDir string `hcl:"data_dir" default:"."`
 	// TrustDomain of the server and of all identities served; required.
 	TrustDomain string `hcl:"trust_domain"`
 	// ServerAddress is a host name or an IP address; required.
 	ServerAddress string `hcl:"server_address"`
-	// ServerPort is the server's TCP port; default 8081.
-	ServerPort int `hcl:"server_port"`
-	// SocketPath is where workloads find the Workload API; the default
-	// depends on the program's name and user, see docs/configuration.md.
-	SocketPath string `hcl:"socket_path"`
+	// ServerPort is the server's TCP port.
+	ServerPort int `hcl:"server_port" default:"8081"`
+	// SocketPath is where workloads find the Workload API.
+	SocketPath string `hcl:"socket_path" unset:"/run/credence/agent/public/api.sock; called as spire-agent: /tmp/spire-agent/public/api.sock"`
 	// AdminSocketPath is where operators find the admin API, outside the
-	// directory of SocketPath; default none.
-	AdminSocketPath string `hcl:"admin_socket_path"`
+	// directory of SocketPath.
+	AdminSocketPath string `hcl:"admin_socket_path" unset:"no admin API"`
 
-	// LogLevel is one of DEBUG, INFO, WARN, ERROR; default INFO.
-	LogLevel string `hcl:"log_level"`
-	// LogFormat is text or json; default text.
-	LogFormat string `hcl:"log_format"`
-	// LogFile is reopened on SIGUSR2; default standard output.
-	LogFile string `hcl:"log_file"`
+	// LogLevel is one of DEBUG, INFO, WARN, ERROR.
+	LogLevel string `hcl:"log_level" unset:"INFO"`
+	// LogFormat is text or json.
+	LogFormat string `hcl:"log_format" unset:"text"`
+	// LogFile is appended to, and opened again at SIGUSR2.
+	LogFile string `hcl:"log_file" unset:"standard output"`
+	// LogSourceLocation adds file and line to log lines.
+	LogSourceLocation bool `hcl:"log_source_location"`
+	// LogSelectors are selectors whose values SPIRE writes to its log.
+	LogSelectors []string `hcl:"log_selectors" accepted:"values of selectors are never logged"`
 
 	// TrustBundlePath is a file with the server's authorities, for the first
-	// contact; exclusive with InsecureBootstrap.
+	// contact. One of trust_bundle_path, trust_bundle_url,
+	// trust_bundle_spiffe_workload_api and insecure_bootstrap is required.
 	TrustBundlePath string `hcl:"trust_bundle_path"`
-	// TrustBundleFormat of that file: pem or spiffe; default pem.
-	TrustBundleFormat string `hcl:"trust_bundle_format"`
-	// InsecureBootstrap trusts whoever answers at first contact; default
-	// false. Not for production.
+	// TrustBundleFormat of that file, or of what the URL gives: pem or spiffe.
+	TrustBundleFormat string `hcl:"trust_bundle_format" default:"pem"`
+	// TrustBundleURL is where to get that file: an https URL, whose server is
+	// verified by the machine's Web PKI roots.
+	TrustBundleURL string `hcl:"trust_bundle_url"`
+	// TrustBundleUnixSocket is a Unix socket to ask for TrustBundleURL, which
+	// is an http URL then; the request says who asks, in its query.
+	TrustBundleUnixSocket string `hcl:"trust_bundle_unix_socket"`
+	// TrustBundleWorkloadAPI is the Workload API of another agent, of which
+	// this node is a workload, such as unix:///run/upstream.sock.
+	TrustBundleWorkloadAPI string `hcl:"trust_bundle_spiffe_workload_api"`
+	// InsecureBootstrap trusts whoever answers at first contact. Not for
+	// production.
 	InsecureBootstrap bool `hcl:"insecure_bootstrap"`
 
 	// RebootstrapMode says whether an agent that cannot verify the server
-	// any more may go back to TrustBundlePath (or InsecureBootstrap): never,
-	// auto (only one that can attest again) or always; default never.
-	RebootstrapMode string `hcl:"rebootstrap_mode"`
-	// RebootstrapDelay is for how long it must have been so; default 10m.
-	RebootstrapDelay time.Duration `hcl:"rebootstrap_delay"`
+	// any more may go back to what the first contact was verified with: never,
+	// auto (only one that can attest again) or always.
+	RebootstrapMode string `hcl:"rebootstrap_mode" default:"never"`
+	// RebootstrapDelay is for how long it must have been so.
+	RebootstrapDelay time.Duration `hcl:"rebootstrap_delay" default:"10m"`
 
 	// JoinToken for the node attestor join_token.
 	JoinToken string `hcl:"join_token"`
@@ -71,111 +89,145 @@ type Section struct {
 
 	// PersistSVIDs also keeps the workloads' keys and X509-SVIDs in data_dir
 	// (mode 0600), so that an agent restarted while the server is away can
-	// serve; default false. Ours, not SPIRE's.
-	PersistSVIDs bool `hcl:"persist_svids"`
-	// X509SVIDCacheMaxSize is how many X509-SVIDs are kept warm; default 1000.
-	X509SVIDCacheMaxSize int `hcl:"x509_svid_cache_max_size"`
-	// JWTSVIDCacheMaxSize is how many JWT-SVIDs are kept; default 1000.
-	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size"`
+	// serve.
+	PersistSVIDs bool `hcl:"persist_svids" ours:"true"`
+	// X509SVIDCacheMaxSize is how many X509-SVIDs are kept warm.
+	X509SVIDCacheMaxSize int `hcl:"x509_svid_cache_max_size" unset:"1000"`
+	// JWTSVIDCacheMaxSize is how many JWT-SVIDs are kept.
+	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size" unset:"1000"`
 	// WorkloadX509SVIDKeyType is the type of the workloads' keys: ec-p256 or
-	// rsa-2048; default ec-p256.
-	WorkloadX509SVIDKeyType string `hcl:"workload_x509_svid_key_type"`
+	// rsa-2048.
+	WorkloadX509SVIDKeyType string `hcl:"workload_x509_svid_key_type" default:"ec-p256"`
+	// AvailabilityTarget is the outage that X509-SVIDs are to outlast.
+	AvailabilityTarget *time.Duration `hcl:"availability_target" refused:"X509-SVIDs are renewed at half their life, so that an outage of half of it harms nobody; give the entries a TTL of twice the target and remove the key"`
 	// AllowUnauthenticatedVerifiers gives bundles to workloads that have no
-	// identity; default false.
+	// identity.
 	AllowUnauthenticatedVerifiers bool `hcl:"allow_unauthenticated_verifiers"`
 	// AllowedForeignJWTClaims are the claims that ValidateJWTSVID reports of
-	// tokens from other trust domains, beside sub, aud and exp; default none.
+	// tokens from other trust domains, beside sub, aud and exp.
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims"`
+
+	// DisableWorkloadAPI is for agents that serve Envoy's SDS alone.
+	DisableWorkloadAPI bool `hcl:"disable_workload_api" refused:"the Workload API is all that this version serves to workloads; remove the key"`
+	// DisableSDSAPI switches Envoy's SDS off.
+	DisableSDSAPI bool `hcl:"disable_sds_api" accepted:"this version does not serve SDS"`
+	// SDS has the names that Envoy asks for.
+	SDS *SDS `hcl:"sds" refused:"this version does not serve Envoy's SDS; let a helper such as spiffe-helper write files for Envoy, and remove the section"`
+	// AuthorizedDelegates are SPIFFE IDs that may ask for other workloads'
+	// SVIDs.
+	AuthorizedDelegates []string `hcl:"authorized_delegates" refused:"this version has no Delegated Identity API; let each workload ask for itself and remove the key"`
+
+	// Profiling has the keys profiling_*.
+	telemetry.Profiling
+
+	// Experimental is SPIRE's section of what may change.
+	Experimental Experimental `hcl:"experimental"`
+}
+
+// SDS is the section sds.
+type SDS struct {
+	// DefaultSVIDName is the name of the workload's X509-SVID.
+	DefaultSVIDName string `hcl:"default_svid_name"`
+	// DefaultBundleName is the name of the own bundle.
+	DefaultBundleName string `hcl:"default_bundle_name"`
+	// DefaultAllBundlesName is the name of all bundles.
+	DefaultAllBundlesName string `hcl:"default_all_bundles_name"`
+	// DisableSPIFFECertValidation is for Envoys without SPIFFE's validator.
+	DisableSPIFFECertValidation bool `hcl:"disable_spiffe_cert_validation"`
+}
+
+// Experimental is the section experimental.
+type Experimental struct {
+	// SyncInterval is how often a server without our push stream is polled.
+	SyncInterval *time.Duration `hcl:"sync_interval" accepted:"changes are pushed; a SPIRE server is polled every 5 s"`
+	// UseSyncAuthorizedEntries chooses the call that polls.
+	UseSyncAuthorizedEntries *bool `hcl:"use_sync_authorized_entries" accepted:"changes are pushed; a SPIRE server is polled by SyncAuthorizedEntries"`
+	// JWTSVIDCacheHitTimeout is how long to wait for a new JWT-SVID while an
+	// older one could be given.
+	JWTSVIDCacheHitTimeout *time.Duration `hcl:"jwt_svid_cache_hit_timeout" accepted:"it is always 3 s"`
+	// RequirePQKEM refuses servers whose key exchange is not post-quantum.
+	RequirePQKEM bool `hcl:"require_pq_kem" refused:"this version prefers post-quantum key exchange and cannot require it on the agent; set it on the server and remove the key"`
+	// RateLimit limits how often a workload may ask.
+	RateLimit RateLimit `hcl:"ratelimit"`
+	// Broker is the SPIFFE Broker API.
+	Broker *Broker `hcl:"broker" refused:"this version has no Broker API; let each workload ask for itself and remove the section"`
+	// FeatureFlags switch on what SPIRE is still working on.
+	FeatureFlags []string `hcl:"feature_flags" refused:"there are no feature flags; remove the key"`
+	// NamedPipeName is the Workload API's listener on Windows.
+	NamedPipeName string `hcl:"named_pipe_name" refused:"named pipes exist on Windows only; use socket_path"`
+	// AdminNamedPipeName is the admin API's listener on Windows.
+	AdminNamedPipeName string `hcl:"admin_named_pipe_name" refused:"named pipes exist on Windows only; use admin_socket_path"`
+}
+
+// RateLimit is the section experimental.ratelimit: calls a second for each set
+// of selectors; 0 is no limit.
+type RateLimit struct {
+	// FetchX509SVID limits how often the stream is opened.
+	FetchX509SVID int `hcl:"fetch_x509_svid" refused:"this version does not limit the calls of workloads; remove the key"`
+	// FetchJWTSVID limits calls.
+	FetchJWTSVID int `hcl:"fetch_jwt_svid" refused:"this version does not limit the calls of workloads; remove the key"`
+	// FetchX509Bundles limits how often the stream is opened.
+	FetchX509Bundles int `hcl:"fetch_x509_bundles" refused:"this version does not limit the calls of workloads; remove the key"`
+	// FetchJWTBundles limits how often the stream is opened.
+	FetchJWTBundles int `hcl:"fetch_jwt_bundles" refused:"this version does not limit the calls of workloads; remove the key"`
+	// StreamSecrets limits SDS.
+	StreamSecrets int `hcl:"stream_secrets" accepted:"this version does not serve SDS"`
+	// FetchSecrets limits SDS.
+	FetchSecrets int `hcl:"fetch_secrets" accepted:"this version does not serve SDS"`
+}
+
+// Broker is the section experimental.broker.
+type Broker struct {
+	// SocketPath is a Unix socket.
+	SocketPath string `hcl:"socket_path"`
+	// BindAddress is host:port.
+	BindAddress string `hcl:"bind_address"`
+	// Brokers are those who may ask.
+	Brokers []struct {
+		// ID is the broker's SPIFFE ID.
+		ID string `hcl:"id"`
+		// AllowedReferenceTypes are the kinds of references it may use.
+		AllowedReferenceTypes []struct {
+			// TypeURL is the protobuf type, * for any.
+			TypeURL string `hcl:"type_url"`
+			// AllowOverTCP lets it be used over BindAddress too.
+			AllowOverTCP bool `hcl:"allow_over_tcp"`
+		} `hcl:"allowed_reference_types"`
+	} `hcl:"brokers"`
 }
 
 const (
-	defaultServerPort       = 8081
-	defaultRebootstrapDelay = 10 * time.Minute
-	rebootstrapNever        = "never"
-	rebootstrapAuto         = "auto"
-	rebootstrapAlways       = "always"
+	rebootstrapNever  = "never"
+	rebootstrapAuto   = "auto"
+	rebootstrapAlways = "always"
 	// attestorTimeout bounds one workload attestor's work on one call.
 	attestorTimeout = 5 * time.Second
 )
 
-// Load reads a configuration file, HCL or JSON. The result is decoded, with
-// defaults set, and not validated.
+// Load reads a configuration file, HCL or JSON, with defaults set. An error is
+// about the file as a whole: unknown keys and values of the wrong type are
+// reported by Validate, together with all else. The caller may change the Config
+// (flags, see [Config.Override]) before that.
 func Load(path string, expandEnv bool) (*Config, error) {
 	f, err := config.Load(path, expandEnv)
 	if err != nil {
 		return nil, err
 	}
-	c := new(Config)
-	if err := f.Decode(c); err != nil {
-		return nil, err
-	}
+	c := &Config{file: f}
+	c.unread = f.Decode(c)
 	c.SetDefaults()
 	return c, nil
 }
 
 // SetDefaults fills in what was left out, as Load does.
-func (c *Config) SetDefaults() {
-	s := &c.Agent
-	s.ServerPort = cmp.Or(s.ServerPort, defaultServerPort)
-	s.TrustBundleFormat = cmp.Or(s.TrustBundleFormat, formatPEM)
-	s.RebootstrapMode = cmp.Or(s.RebootstrapMode, rebootstrapNever)
-	s.RebootstrapDelay = cmp.Or(s.RebootstrapDelay, defaultRebootstrapDelay)
-	s.WorkloadX509SVIDKeyType = cmp.Or(s.WorkloadX509SVIDKeyType, keys.ECP256.String())
-}
+func (c *Config) SetDefaults() { config.SetDefaults(c) }
 
-// Validate reports everything Run would refuse, one problem a line, each with
-// its key. It reads no file and opens no socket.
-func (c *Config) Validate() error {
-	var problems []error
-	bad := func(key, format string, args ...any) {
-		problems = append(problems, fmt.Errorf("agent.%s: %s", key, fmt.Sprintf(format, args...)))
+// Override says that a value was set by a flag, which problems with it then
+// name: key is such as "agent.server_port", flag such as "-serverPort".
+func (c *Config) Override(key, flag string) {
+	if c.file != nil {
+		c.file.Override(key, flag)
 	}
-	s := &c.Agent
-	for _, required := range [...]struct{ key, value string }{
-		{"data_dir", s.DataDir}, {"trust_domain", s.TrustDomain}, {"server_address", s.ServerAddress}, {"socket_path", s.SocketPath},
-	} {
-		if required.value == "" {
-			bad(required.key, "is required")
-		}
-	}
-	if err := s.checkAdminSocket(); err != nil {
-		bad("admin_socket_path", "%v", err)
-	}
-	if _, err := telemetry.ParseLevel(s.LogLevel); err != nil {
-		bad("log_level", "%v", err)
-	}
-	if f := strings.ToLower(s.LogFormat); f != "" && f != "text" && f != "json" {
-		bad("log_format", "%q is not text or json", s.LogFormat)
-	}
-	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil && s.TrustDomain != "" {
-		bad("trust_domain", "%q: %v", s.TrustDomain, err)
-	}
-	if s.ServerPort < 1 || s.ServerPort > 65535 {
-		bad("server_port", "%d is not a port between 1 and 65535", s.ServerPort)
-	}
-	if s.TrustBundlePath != "" && s.InsecureBootstrap {
-		bad("insecure_bootstrap", "is exclusive with trust_bundle_path; keep the trust bundle")
-	}
-	if s.TrustBundlePath == "" && !s.InsecureBootstrap {
-		bad("trust_bundle_path", "is required for the first contact with the server (write the output of `credence-server bundle show` to a file), or set insecure_bootstrap = true for a trial")
-	}
-	if s.TrustBundleFormat != formatPEM && s.TrustBundleFormat != formatSPIFFE {
-		bad("trust_bundle_format", "%q is not known; use pem or spiffe", s.TrustBundleFormat)
-	}
-	if !slices.Contains([]string{rebootstrapNever, rebootstrapAuto, rebootstrapAlways}, s.RebootstrapMode) {
-		bad("rebootstrap_mode", "%q is not known; use never, auto or always", s.RebootstrapMode)
-	}
-	if s.JoinToken != "" && s.JoinTokenFile != "" {
-		bad("join_token_file", "is exclusive with join_token")
-	}
-	if t, err := keys.ParseType(s.WorkloadX509SVIDKeyType); err != nil || (t != keys.ECP256 && t != keys.RSA2048) {
-		bad("workload_x509_svid_key_type", "%q is not supported; use ec-p256 or rsa-2048", s.WorkloadX509SVIDKeyType)
-	}
-	if s.X509SVIDCacheMaxSize < 0 || s.JWTSVIDCacheMaxSize < 0 {
-		bad("x509_svid_cache_max_size", "sizes cannot be negative")
-	}
-	problems = append(problems, c.Health.Validate(), c.Telemetry.Validate(), c.checkPlugins())
-	return errors.Join(problems...)
 }
 
 // serverAddr is host:port.

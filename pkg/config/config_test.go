@@ -397,7 +397,7 @@ func TestPluginsCheck(t *testing.T) {
 	if err := file.Decode(&doc); err != nil {
 		t.Fatal(err)
 	}
-	err = doc.Plugins.Check(map[string][]string{"KeyManager": {"disk", "memory"}})
+	err = doc.Plugins.Check(map[string][]string{"KeyManager": {"disk", "memory"}}, nil)
 	want := `f.conf:2: plugins.KeyManager.disc: there is no built-in KeyManager "disc"; did you mean "disk"?
 f.conf:3: plugins.KeyManger.disk: unknown plugin type "KeyManger"; did you mean "KeyManager"?`
 	if err == nil || err.Error() != want {

@@ -11,7 +11,7 @@ import (
 
 // Raw is a section that is decoded later, by the one who knows its type.
 type Raw struct {
-	file string
+	file *File
 	path string
 	val  *value
 }
@@ -36,20 +36,22 @@ var (
 
 // decoder collects the problems of one Decode.
 type decoder struct {
-	file     string
+	file     *File
 	problems []error
 }
 
 func (d *decoder) problem(line int, path, format string, args ...any) {
-	where := fmt.Sprintf("%s:%d: ", d.file, line)
-	if path != "" {
-		where += path + ": "
-	}
-	d.problems = append(d.problems, fmt.Errorf("%s%s", where, fmt.Sprintf(format, args...)))
+	err := fmt.Errorf(format, args...)
+	d.problems = append(d.problems, &Problem{File: d.file.name, Line: line, Key: path, Err: err})
+}
+
+// unread is the problem of a value that cannot be read into its field.
+func (d *decoder) unread(line int, path, format string, args ...any) {
+	d.problem(line, path, "%w", unread(fmt.Sprintf(format, args...)))
 }
 
 func (d *decoder) expected(v *value, path, want string) {
-	d.problem(v.line, path, "expected %s, got %s", want, v.kind.describe())
+	d.unread(v.line, path, "expected %s, got %s", want, v.kind.describe())
 }
 
 func (d *decoder) decode(path string, v *value, to reflect.Value) {
@@ -207,7 +209,7 @@ func (d *decoder) slice(path string, v *value, to reflect.Value) {
 func (d *decoder) duration(path string, v *value, to reflect.Value) {
 	parsed, err := time.ParseDuration(v.text)
 	if v.kind != text || err != nil {
-		d.problem(v.line, path, `expected a duration in quotes, such as "1h" or "90s"`)
+		d.unread(v.line, path, `expected a duration in quotes, such as "1h" or "90s"`)
 		return
 	}
 	to.SetInt(int64(parsed))
@@ -219,7 +221,7 @@ func (d *decoder) unmarshalText(path string, v *value, u encoding.TextUnmarshale
 		return
 	}
 	if err := u.UnmarshalText([]byte(v.text)); err != nil {
-		d.problem(v.line, path, "%v", err)
+		d.unread(v.line, path, "%v", err)
 	}
 }
 

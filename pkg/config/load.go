@@ -19,6 +19,8 @@ const (
 type File struct {
 	name string
 	root *value
+	// overrides has the keys whose values come from elsewhere, in lower case.
+	overrides map[string]string
 }
 
 // Load reads and parses the file at path. With expandEnv, ${VAR} and $VAR are
@@ -45,6 +47,10 @@ func Parse(name string, data []byte) (*File, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("%s: file is larger than %d bytes", name, maxSize)
 	}
+	data, err := withoutBOM(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	if err := checkDepth(data); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -63,17 +69,17 @@ func Parse(name string, data []byte) (*File, error) {
 // in the file keep what they had. All problems are in the one error returned,
 // one a line.
 func (f *File) Decode(into any) error {
-	return decodeInto(f.name, "", f.root, into)
+	return decodeInto(f, "", f.root, into)
 }
 
-func decodeInto(file, path string, v *value, into any) error {
+func decodeInto(file *File, path string, v *value, into any) error {
 	target := reflect.ValueOf(into)
 	if target.Kind() != reflect.Pointer || target.IsNil() || target.Elem().Kind() != reflect.Struct {
 		return fmt.Errorf("decoding configuration: target is %T, not a pointer to a struct", into)
 	}
 	d := decoder{file: file}
 	d.decode(path, v, target.Elem())
-	return errors.Join(d.problems...)
+	return Problems(d.problems...)
 }
 
 // expand replaces ${VAR} and $VAR; an unset variable is empty and $$ is a
@@ -103,6 +109,17 @@ func checkDepth(data []byte) error {
 		}
 	}
 	return nil
+}
+
+// withoutBOM takes off the byte order mark that some editors write in front of
+// UTF-8. The parsers read no other encoding.
+func withoutBOM(data []byte) ([]byte, error) {
+	for _, mark := range []string{"\xfe\xff", "\xff\xfe"} {
+		if bytes.HasPrefix(data, []byte(mark)) {
+			return nil, errors.New("file is UTF-16: save it as UTF-8")
+		}
+	}
+	return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")), nil
 }
 
 // lineError is a problem at a line of the file, before its name is known.

@@ -1,11 +1,11 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Plugin is one section of plugins: `KeyManager "disk" { plugin_data { … } }`.
@@ -27,7 +27,7 @@ type Plugin struct {
 	// DataFile is plugin_data_file: a file that holds Data.
 	DataFile string
 
-	file string
+	file *File
 	line int
 }
 
@@ -59,8 +59,30 @@ func (p Plugin) Decode(into any) error {
 
 // Errorf is an error about this plugin that begins with where it is configured.
 func (p Plugin) Errorf(format string, args ...any) error {
-	err := fmt.Errorf(format, args...)
-	return fmt.Errorf("%s:%d: plugins.%s.%s: %w", p.file, p.line, p.Type, p.Name, err)
+	problem := &Problem{Line: p.line, Key: p.path(), Err: fmt.Errorf(format, args...)}
+	if p.file != nil {
+		problem.File = p.file.name
+	}
+	return problem
+}
+
+// DataErrorf is an error about a key of plugin_data, at its line.
+func (p Plugin) DataErrorf(key, format string, args ...any) error {
+	if p.DataFile != "" {
+		return p.Errorf("%s: %s: %w", p.DataFile, key, fmt.Errorf(format, args...))
+	}
+	return p.file.Errorf(p.dataPath(key), format, args...)
+}
+
+// Unsupported is [Unsupported] for what [Plugin.Decode] has filled.
+func (p Plugin) Unsupported(data any) ([]Notice, error) {
+	return Unsupported(p.file, p.dataPath(""), data)
+}
+
+func (p Plugin) path() string { return "plugins." + p.Type + "." + p.Name }
+
+func (p Plugin) dataPath(key string) string {
+	return strings.TrimSuffix(join(p.path()+".plugin_data", key), ".")
 }
 
 // Plugins is the section plugins, in file order.
@@ -77,23 +99,35 @@ func (ps Plugins) OfType(kind string) []Plugin {
 	return found
 }
 
-// Check reports each plugin that is not known: builtins maps a type to the
-// names of its built-in plugins. An external plugin (plugin_cmd) may have any
-// name, but its type must be known.
-func (ps Plugins) Check(builtins map[string][]string) error {
+// Check reports each enabled plugin that the program does not have: builtins
+// maps a type to the names of its built-in plugins, and later are those of SPIRE
+// that are refused by name. An external plugin (plugin_cmd) may have any name,
+// but its type must be known.
+func (ps Plugins) Check(builtins map[string][]string, later []Later) error {
+	known := make(map[string][]string)
+	for kind, names := range builtins {
+		known[kind] = append(known[kind], names...)
+	}
+	for _, l := range later {
+		known[l.Type] = append(known[l.Type], l.Name)
+	}
 	var problems []error
 	for _, p := range ps {
-		names, ok := builtins[p.Type]
-		if !ok {
-			known := slices.Sorted(maps.Keys(builtins))
-			problems = append(problems, p.Errorf("unknown plugin type %q%s", p.Type, didYouMean(p.Type, known)))
-			continue
-		}
-		if p.Cmd == "" && !slices.Contains(names, p.Name) {
+		names, ok := known[p.Type]
+		i := slices.IndexFunc(later, func(l Later) bool { return l.Type == p.Type && l.Name == p.Name })
+		switch {
+		case !p.Enabled:
+		case !ok:
+			types := slices.Sorted(maps.Keys(known))
+			problems = append(problems, p.Errorf("unknown plugin type %q%s", p.Type, didYouMean(p.Type, types)))
+		case p.Cmd != "": // any name will do
+		case i >= 0:
+			problems = append(problems, later[i].refuse(p))
+		case !slices.Contains(names, p.Name):
 			problems = append(problems, p.Errorf("there is no built-in %s %q%s", p.Type, p.Name, didYouMean(p.Name, names)))
 		}
 	}
-	return errors.Join(problems...)
+	return Problems(problems...)
 }
 
 func (d *decoder) plugins(path string, v *value) Plugins {

@@ -41,8 +41,8 @@ func TestLoadMinimal(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
-	if len(c.Server.notices()) != 0 {
-		t.Errorf("notices of a minimal file: %v", c.Server.notices())
+	if notices, _ := c.unsupported(); len(notices) != 0 {
+		t.Errorf("notices of a minimal file: %v", notices)
 	}
 }
 
@@ -84,9 +84,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"SVID outlives its CA":      {server(`ca_ttl = "1h" default_x509_svid_ttl = "1h"`), []string{"server.ca_ttl", "outlive"}},
 		"agent outlives its CA":     {server(`ca_ttl = "2h" agent_ttl = "3h"`), []string{"server.ca_ttl", "agent_ttl"}},
 		"federation":                {server(`federation { bundle_endpoint { port = 8443 } }`), []string{"server.federation: not supported", "remove"}},
-		"no JWTs":                   {server(`disable_jwt_svids = true`), []string{"server.disable_jwt_svids: not supported"}},
-		"PROXY protocol":            {server(`proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]`), []string{"server.proxy_protocol_trusted_cidrs: not supported"}},
-		"profiling":                 {server(`profiling_enabled = true`), []string{"server.profiling_enabled: not supported"}},
+		"profiling":                 {server(`profiling_enabled = true`), []string{"server.conf:1: server.profiling_port: 0 is not between"}},
 		"OPA":                       {server(`experimental { auth_opa_policy_engine { } }`), []string{"server.experimental.auth_opa_policy_engine: not supported"}},
 		"feature flags":             {server(`experimental { feature_flags = ["x"] }`), []string{"server.experimental.feature_flags: not supported"}},
 		"WIT":                       {server(`experimental { wit_key_type = "ec-p256" wit_issuer = "x" }`), []string{"experimental.wit_key_type", "experimental.wit_issuer"}},
@@ -155,17 +153,17 @@ plugins {
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	chosen, err := choose(c.Plugins, c.Server.withDefaults())
+	srv, err := New(*c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, n := range append(c.Server.notices(), chosen.notices...) {
-		got = append(got, n.key)
+	for _, n := range srv.notices() {
+		got = append(got, n.Key)
 	}
 	want := []string{
+		"server.prune_attested_nodes_batch_size", "server.max_attested_node_info_staleness",
 		"server.experimental.cache_reload_interval", "server.experimental.events_based_cache",
-		"server.max_attested_node_info_staleness", "server.prune_attested_nodes_batch_size", "server.ratelimit.attestation",
 		"plugins.DataStore.sql",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

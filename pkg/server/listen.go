@@ -18,9 +18,9 @@ const (
 	adminDirPerm    = 0o750
 )
 
-// listeners are what the server is reached by; health and metrics may be nil.
+// listeners are what the server is reached by; those after admin may be nil.
 type listeners struct {
-	tcp, admin, health, metrics net.Listener
+	tcp, admin, health, metrics, profiling net.Listener
 }
 
 // listen opens what the Config did not bring along.
@@ -42,6 +42,9 @@ func (c *Config) listen(ctx context.Context, s Settings) (l listeners, err error
 		return listeners{}, errors.Join(err, l.closeAll())
 	}
 	if l.metrics, err = c.Telemetry.ListenMetrics(ctx); err != nil {
+		return listeners{}, errors.Join(err, l.closeAll())
+	}
+	if l.profiling, err = s.Profiling.Listen(ctx, "server"); err != nil {
 		return listeners{}, errors.Join(err, l.closeAll())
 	}
 	return l, nil
@@ -66,7 +69,7 @@ func listenTCP(ctx context.Context, s Settings) (net.Listener, error) {
 // closeAll closes those that are open. Those that a server has served are closed already.
 func (l listeners) closeAll() error {
 	var problems []error
-	for _, x := range []net.Listener{l.tcp, l.admin, l.health, l.metrics} {
+	for _, x := range []net.Listener{l.tcp, l.admin, l.health, l.metrics, l.profiling} {
 		if x == nil {
 			continue
 		}

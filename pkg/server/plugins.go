@@ -23,14 +23,6 @@ const (
 // storeFile is the embedded store's file in data_dir.
 const storeFile = "credence.db"
 
-// unsupported are the types of SPIRE's plugins that this version has none of.
-var unsupported = map[string]string{
-	"BundlePublisher":    "this version does not publish its bundle; fetch it with `bundle show`",
-	"CredentialComposer": "this version does not let plugins change credentials",
-	"Notifier":           "this version notifies nobody; fetch the bundle with `bundle show`",
-	"UpstreamAuthority":  "this version signs its own CA certificate",
-}
-
 // choice is what the section plugins asks for, checked and not yet opened.
 type choice struct {
 	store openStore
@@ -38,27 +30,24 @@ type choice struct {
 	// verifiers are the node attestors in use, by name.
 	verifiers map[string]openVerifier
 	// notices are said at the start.
-	notices []notice
+	notices []config.Notice
 }
 
 // choose reads the section plugins. It reports every problem and opens
 // nothing.
-func choose(ps config.Plugins, s Settings) (choice, error) {
-	var problems []error
+func (cfg *Config) choose() (choice, error) {
+	s := cfg.Server.withDefaults()
+	problems := []error{cfg.Plugins.Check(builtins(), later)}
 	var known config.Plugins
-	for _, p := range ps {
-		reason, foreign := unsupported[p.Type]
+	for _, p := range cfg.Plugins {
 		switch {
 		case !p.Enabled:
-		case foreign:
-			problems = append(problems, p.Errorf("not supported: %s; remove the section", reason))
 		case p.Cmd != "":
 			problems = append(problems, p.Errorf("not supported: this version runs no external plugins; remove the section"))
 		default:
 			known = append(known, p)
 		}
 	}
-	problems = append(problems, known.Check(builtins()))
 
 	var c choice
 	var err error
@@ -75,9 +64,9 @@ func choose(ps config.Plugins, s Settings) (choice, error) {
 		problems = append(problems, err)
 	}
 	if c.keys == nil && len(known.OfType(typeKeyManager)) == 0 {
-		problems = append(problems, errors.New(`plugins.KeyManager: one is required: "disk" keeps keys over a restart, "memory" does not`))
+		problems = append(problems, cfg.file.Errorf("plugins.KeyManager", `one is required: "disk" keeps keys over a restart, "memory" does not`))
 	}
-	return c, errors.Join(problems...)
+	return c, config.Problems(problems...)
 }
 
 // chooseOne reads the only plugin of a type; zero if there is none.
@@ -146,9 +135,9 @@ func chooseSQL(p config.Plugin, s Settings, c *choice) (openStore, error) {
 		return nil, p.Errorf("database_type %q is not supported: this version keeps its data in the embedded store "+
 			"(DataStore \"bolt\") and cannot read SQL databases; start with an empty data_dir and register entries anew", d.DatabaseType)
 	}
-	c.notices = append(c.notices, notice{
-		key:    "plugins.DataStore.sql",
-		reason: "sqlite3 means the embedded store (DataStore \"bolt\"); connection_string is not used",
+	c.notices = append(c.notices, config.Notice{
+		Key:    "plugins.DataStore.sql",
+		Reason: "sqlite3 means the embedded store (DataStore \"bolt\"); connection_string is not used",
 	})
 	path := filepath.Join(s.DataDir, storeFile)
 	open := openBolt(bolt.Config{Path: path})

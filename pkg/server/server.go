@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/server/loggerapi"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -32,9 +33,9 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, settings: cfg.Server.withDefaults()}
+	s := &Server{cfg: cfg.withDefaults(), settings: cfg.Server.withDefaults()}
 	var err error
-	if s.choice, err = choose(cfg.Plugins, s.settings); err != nil {
+	if s.choice, err = cfg.choose(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -57,8 +58,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, file.Close()) }()
 		own, logger = file, file.Logger()
 	}
-	for _, n := range append(s.cfg.Server.notices(), s.choice.notices...) {
-		logger.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.key, telemetry.Reason, n.reason)
+	for _, n := range s.notices() {
+		logger.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.Key, telemetry.Reason, n.Reason)
 	}
 	ls, err := s.cfg.listen(ctx, s.settings)
 	if err != nil {
@@ -74,6 +75,12 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.assembled(k)
 	}
 	return s.serve(ctx, k, file)
+}
+
+// notices are the keys that are set and have no effect.
+func (s *Server) notices() []config.Notice {
+	notices, _ := s.cfg.unsupported() // New has seen to those that are refused.
+	return append(notices, s.choice.notices...)
 }
 
 // serve runs the parts until ctx ends or one of them fails.
@@ -107,7 +114,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 		run("side listener", side)
 	}
 	overTLS, admin := k.servers()
-	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.listeners.tcp) })
+	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.door.listener(k.listeners.tcp)) })
 	run("admin socket", func(context.Context) error { return serveOn(admin, k.listeners.admin) })
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
@@ -130,7 +137,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	return g.Wait()
 }
 
-// sideListeners serve health checks and metrics.
+// sideListeners serve health checks, metrics and profiles.
 func (s *Server) sideListeners(k *control) ([]func(context.Context) error, error) {
 	var out []func(context.Context) error
 	if s.cfg.HealthChecks.ListenerEnabled {
@@ -146,6 +153,10 @@ func (s *Server) sideListeners(k *control) ([]func(context.Context) error, error
 			return nil, err
 		}
 		out = append(out, func(ctx context.Context) error { return l.Serve(ctx, k.listeners.metrics) })
+	}
+	if k.listeners.profiling != nil {
+		l := s.settings.Profiling.NewListener(k.log)
+		out = append(out, func(ctx context.Context) error { return l.Serve(ctx, k.listeners.profiling) })
 	}
 	return out, nil
 }

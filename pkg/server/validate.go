@@ -2,14 +2,15 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -21,89 +22,78 @@ const minTTL = time.Second
 // tlsVersions are the values of tls_min_version.
 var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
-// Validate reports every problem of the configuration, one a line, each with
-// the key of the file. It touches no file and no network.
+// Validate reports every problem of the configuration's text, one a line in the
+// order of the file, each with file, line and key. It reads no other file and
+// touches no network; see [Config.Preflight] for these.
 func (c *Config) Validate() error {
 	s := c.Server.withDefaults()
-	problems := append(s.required(), s.values()...)
-	problems = append(problems, s.lifetimes()...)
-	problems = append(problems, c.Server.refused()...)
-	if _, err := choose(c.Plugins, s); err != nil {
+	_, refused := c.unsupported()
+	problems := []error{c.unread, refused}
+	report := func(key, format string, args ...any) {
+		problems = append(problems, c.file.Errorf(key, format, args...))
+	}
+	s.required(report)
+	s.values(report)
+	s.lifetimes(report)
+	s.Profiling.Validate(func(key string, err error) { report("server."+key, "%w", err) })
+	filled := c.withDefaults()
+	filled.Telemetry.Validate(report)
+	filled.HealthChecks.Validate(report)
+	if _, err := c.choose(); err != nil {
 		problems = append(problems, err)
 	}
-	for section, err := range map[string]error{
-		"telemetry":     c.Telemetry.Validate(),
-		"health_checks": c.healthProblem(),
-	} {
-		if err != nil && !strings.HasPrefix(err.Error(), section) {
-			err = fmt.Errorf("%s: %w", section, err)
-		}
-		problems = append(problems, err)
-	}
-	return errors.Join(problems...)
+	return config.Problems(problems...)
 }
 
-// healthProblem is nil for a listener that is off, whatever else the section
-// says.
-func (c *Config) healthProblem() error {
-	if !c.HealthChecks.ListenerEnabled {
-		return nil
-	}
-	return c.HealthChecks.Validate()
+// unsupported are the keys that are set and not honoured.
+func (c *Config) unsupported() ([]config.Notice, error) {
+	return config.Unsupported(c.file, "", c)
 }
+
+// reporter takes one problem: the key, and what is wrong with its value.
+type reporter = func(key, format string, args ...any)
 
 // required checks the keys that have no default.
-func (s Settings) required() []error {
-	var problems []error
+func (s Settings) required(report reporter) {
 	if s.TrustDomain == "" {
-		problems = append(problems, keyError("server.trust_domain", "is required, such as \"example.org\""))
+		report("server.trust_domain", "is required, such as \"example.org\"")
 	} else if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil {
-		problems = append(problems, keyError("server.trust_domain", "%q: %w", s.TrustDomain, err))
+		report("server.trust_domain", "%q: %w", s.TrustDomain, err)
 	}
 	if s.DataDir == "" {
-		problems = append(problems, keyError("server.data_dir", "is required: name the directory for the store and the keys"))
+		report("server.data_dir", "is required: name the directory for the store and the keys")
 	}
-	return problems
 }
 
 // values checks the keys with a small set of values or a syntax.
-func (s Settings) values() []error {
-	var problems []error
-	report := func(key, format string, args ...any) {
-		problems = append(problems, keyError("server."+key, format, args...))
-	}
+func (s Settings) values(report reporter) {
 	if s.BindPort < 0 || s.BindPort > 65535 {
-		report("bind_port", "%d is not between 1 and 65535", s.BindPort)
+		report("server.bind_port", "%d is not between 1 and 65535", s.BindPort)
 	}
 	if _, ok := tlsVersions[s.TLSMinVersion]; !ok {
-		report("tls_min_version", "%q is not \"1.2\" or \"1.3\"", s.TLSMinVersion)
+		report("server.tls_min_version", "%q is not \"1.2\" or \"1.3\"", s.TLSMinVersion)
 	}
 	if _, err := s.adminIDs(); err != nil {
-		report("admin_ids", "%w", err)
+		report("server.admin_ids", "%w", err)
 	}
 	if _, err := keys.ParseType(s.CAKeyType); err != nil {
-		report("ca_key_type", "%w", err)
+		report("server.ca_key_type", "%w", err)
 	}
-	if _, err := keys.ParseType(s.JWTKeyType); err != nil {
-		report("jwt_key_type", "%w", err)
+	if _, err := keys.ParseType(s.JWTKeyType); err != nil && s.JWTKeyType != s.CAKeyType {
+		report("server.jwt_key_type", "%w", err)
 	}
 	if _, err := telemetry.ParseLevel(s.LogLevel); err != nil {
-		report("log_level", "%w", err)
+		report("server.log_level", "%w", err)
 	}
 	switch strings.ToLower(s.LogFormat) {
 	case "", "text", "json":
 	default:
-		report("log_format", "%q is not text or json", s.LogFormat)
+		report("server.log_format", "%q is not text or json", s.LogFormat)
 	}
-	return problems
 }
 
 // lifetimes checks the durations.
-func (s Settings) lifetimes() []error {
-	var problems []error
-	report := func(key, format string, args ...any) {
-		problems = append(problems, keyError("server."+key, format, args...))
-	}
+func (s Settings) lifetimes(report reporter) {
 	for _, k := range []struct {
 		key string
 		ttl time.Duration
@@ -114,16 +104,15 @@ func (s Settings) lifetimes() []error {
 		{"agent_ttl", s.AgentTTL},
 	} {
 		if k.ttl < minTTL {
-			report(k.key, "%v is shorter than %v", k.ttl, minTTL)
+			report("server."+k.key, "%v is shorter than %v", k.ttl, minTTL)
 		}
 	}
 	if longest := max(s.DefaultX509SVIDTTL, s.AgentTTL); longest >= s.CATTL && s.CATTL >= minTTL {
-		report("ca_ttl", "%v is not longer than default_x509_svid_ttl and agent_ttl (%v), which it must outlive", s.CATTL, longest)
+		report("server.ca_ttl", "%v is not longer than default_x509_svid_ttl and agent_ttl (%v), which it must outlive", s.CATTL, longest)
 	}
 	if s.PruneAttestedNodesExpiredFor < 0 {
-		report("prune_attested_nodes_expired_for", "%v is negative", s.PruneAttestedNodesExpiredFor)
+		report("server.prune_attested_nodes_expired_for", "%v is negative", s.PruneAttestedNodesExpiredFor)
 	}
-	return problems
 }
 
 // adminIDs parses admin_ids.
@@ -142,4 +131,20 @@ func (s Settings) adminIDs() ([]spiffeid.ID, error) {
 // address is bind_address and bind_port as net.Listen takes them.
 func (s Settings) address() string {
 	return net.JoinHostPort(strings.Trim(s.BindAddress, "[]"), fmt.Sprint(s.BindPort))
+}
+
+// proxies parses proxy_protocol_trusted_cidrs.
+func (s Settings) proxies() ([]netip.Prefix, error) {
+	out := make([]netip.Prefix, 0, len(s.ProxyProtocolCIDRs))
+	for _, text := range s.ProxyProtocolCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a network such as \"10.0.0.0/8\"", text)
+		}
+		if p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q: write IPv4 networks as IPv4", text)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }

@@ -1,10 +1,8 @@
 package telemetry
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,44 +15,39 @@ import (
 // ctx is the request's.
 type Checker func(ctx context.Context) error
 
-// HealthConfig is the section health_checks of a configuration file.
+// HealthConfig is the section health_checks of a configuration file, with its
+// defaults filled in (the tags are those of package config).
 type HealthConfig struct {
-	// ListenerEnabled starts the HTTP listener; default false.
+	// ListenerEnabled starts the HTTP listener.
 	ListenerEnabled bool `hcl:"listener_enabled"`
-	// BindAddress is the address to listen on; default "localhost".
-	BindAddress string `hcl:"bind_address"`
-	// BindPort is the TCP port to listen on; default "80".
-	BindPort string `hcl:"bind_port"`
-	// LivePath answers whether the process should be left alone; default "/live".
-	LivePath string `hcl:"live_path"`
-	// ReadyPath answers whether the process can serve; default "/ready".
-	ReadyPath string `hcl:"ready_path"`
+	// BindAddress is the address to listen on.
+	BindAddress string `hcl:"bind_address" default:"localhost"`
+	// BindPort is the TCP port to listen on.
+	BindPort string `hcl:"bind_port" default:"80"`
+	// LivePath answers whether the process should be left alone.
+	LivePath string `hcl:"live_path" default:"/live"`
+	// ReadyPath answers whether the process can serve.
+	ReadyPath string `hcl:"ready_path" default:"/ready"`
 }
 
-func (c HealthConfig) withDefaults() HealthConfig {
-	c.BindAddress = cmp.Or(c.BindAddress, "localhost")
-	c.BindPort = cmp.Or(c.BindPort, "80")
-	c.LivePath = cmp.Or(c.LivePath, "/live")
-	c.ReadyPath = cmp.Or(c.ReadyPath, "/ready")
-	return c
-}
-
-// Validate checks the section; the error names the file key.
-func (c HealthConfig) Validate() error {
-	c = c.withDefaults()
+// Validate reports the problems of the section, each with its key; none when
+// the listener is not enabled.
+func (c HealthConfig) Validate(report func(key, format string, args ...any)) {
+	if !c.ListenerEnabled {
+		return
+	}
 	if port, err := strconv.Atoi(c.BindPort); err != nil || port < 1 || port > 65535 {
-		return fmt.Errorf("health_checks.bind_port: %q is not a port between 1 and 65535", c.BindPort)
+		report("health_checks.bind_port", "%q is not a port between 1 and 65535", c.BindPort)
 	}
 	if !strings.HasPrefix(c.LivePath, "/") {
-		return fmt.Errorf("health_checks.live_path: %q does not start with /", c.LivePath)
+		report("health_checks.live_path", "%q does not start with /", c.LivePath)
 	}
 	if !strings.HasPrefix(c.ReadyPath, "/") {
-		return fmt.Errorf("health_checks.ready_path: %q does not start with /", c.ReadyPath)
+		report("health_checks.ready_path", "%q does not start with /", c.ReadyPath)
 	}
 	if c.LivePath == c.ReadyPath {
-		return fmt.Errorf("health_checks.ready_path: %q is the live path too; the two must differ", c.ReadyPath)
+		report("health_checks.ready_path", "%q is the live path too; the two must differ", c.ReadyPath)
 	}
-	return nil
 }
 
 // Listen opens the section's address, for [Listener.Serve]: a program does so
@@ -64,17 +57,15 @@ func (c HealthConfig) Listen(ctx context.Context) (net.Listener, error) {
 	if !c.ListenerEnabled {
 		return nil, nil //nolint:nilnil // as documented
 	}
-	c = c.withDefaults()
 	return listen(ctx, c.BindAddress, c.BindPort, "health_checks.bind_address", "health_checks.bind_port")
 }
 
 // NewHealth returns the listener that answers live and ready: 200 while the
 // checker returns nil, else 500 as SPIRE does, with a JSON body either way.
 func NewHealth(c HealthConfig, live, ready Checker, log *slog.Logger) (*Listener, error) {
-	if err := c.Validate(); err != nil {
+	if err := firstProblem(c.Validate); err != nil {
 		return nil, err
 	}
-	c = c.withDefaults()
 	probes := map[string]Checker{c.LivePath: live, c.ReadyPath: ready}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		check, ok := probes[r.URL.Path]

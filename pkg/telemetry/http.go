@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,8 @@ type Listener struct {
 	name    string
 	handler http.Handler
 	log     *slog.Logger
+	// writeTimeout bounds one answer; 0: requestTimeout.
+	writeTimeout time.Duration
 }
 
 // listen opens the TCP address that a section of the configuration file asks
@@ -52,7 +55,7 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 		Handler:           l.handler,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
-		WriteTimeout:      requestTimeout,
+		WriteTimeout:      cmp.Or(l.writeTimeout, requestTimeout),
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(l.log.Handler(), slog.LevelDebug),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -212,7 +213,7 @@ func request(t *testing.T, method, url string) (int, string) {
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	var ready atomic.Pointer[error]
-	l, err := NewHealth(HealthConfig{ReadyPath: "/up"},
+	l, err := NewHealth(HealthConfig{LivePath: "/live", ReadyPath: "/up"},
 		func(context.Context) error { return nil },
 		func(context.Context) error {
 			if err := ready.Load(); err != nil {
@@ -296,21 +297,38 @@ func TestListenOnABusyPortNamesTheKey(t *testing.T) {
 
 func TestValidateNamesTheKey(t *testing.T) {
 	t.Parallel()
+	type edit = func(*HealthConfig)
+	health := func(change edit) error {
+		c := HealthConfig{ListenerEnabled: true, BindAddress: "localhost", BindPort: "80", LivePath: "/live", ReadyPath: "/ready"}
+		change(&c)
+		return firstProblem(c.Validate)
+	}
+	prometheus := func(port int) error { return firstProblem(Config{Prometheus: &PrometheusConfig{Port: port}}.Validate) }
+	profiling := func(p Profiling) error {
+		var problems []error
+		p.Validate(func(key string, err error) { problems = append(problems, fmt.Errorf("%s: %w", key, err)) })
+		return errors.Join(problems...)
+	}
 	tests := []struct {
 		want string
 		err  error
 	}{
-		{"", Config{}.Validate()},
-		{"", Config{Prometheus: &PrometheusConfig{Port: 65535}}.Validate()},
-		{"telemetry.Prometheus.port: ", Config{Prometheus: &PrometheusConfig{}}.Validate()},
-		{"telemetry.Prometheus.port: ", Config{Prometheus: &PrometheusConfig{Port: 65536}}.Validate()},
-		{"", HealthConfig{}.Validate()},
-		{"", HealthConfig{BindPort: "65535"}.Validate()},
-		{"health_checks.bind_port: ", HealthConfig{BindPort: "65536"}.Validate()},
-		{"health_checks.bind_port: ", HealthConfig{BindPort: "web"}.Validate()},
-		{"health_checks.live_path: ", HealthConfig{LivePath: "live"}.Validate()},
-		{"health_checks.ready_path: ", HealthConfig{ReadyPath: "ready"}.Validate()},
-		{"health_checks.ready_path: ", HealthConfig{ReadyPath: "/live"}.Validate()},
+		{"", firstProblem(Config{}.Validate)},
+		{"", prometheus(65535)},
+		{"telemetry.Prometheus.port: ", prometheus(0)},
+		{"telemetry.Prometheus.port: ", prometheus(65536)},
+		{"", firstProblem(HealthConfig{}.Validate)},
+		{"", health(func(c *HealthConfig) { c.BindPort = "65535" })},
+		{"", health(func(c *HealthConfig) { c.BindPort, c.ListenerEnabled = "web", false })},
+		{"health_checks.bind_port: ", health(func(c *HealthConfig) { c.BindPort = "65536" })},
+		{"health_checks.bind_port: ", health(func(c *HealthConfig) { c.BindPort = "web" })},
+		{"health_checks.live_path: ", health(func(c *HealthConfig) { c.LivePath = "live" })},
+		{"health_checks.ready_path: ", health(func(c *HealthConfig) { c.ReadyPath = "ready" })},
+		{"health_checks.ready_path: ", health(func(c *HealthConfig) { c.ReadyPath = "/live" })},
+		{"", profiling(Profiling{ProfilingPort: -1, ProfilingNames: []string{"nonsense"}})},
+		{"", profiling(Profiling{ProfilingEnabled: true, ProfilingPort: 6060, ProfilingNames: []string{"heap", "cpu", "trace"}})},
+		{"profiling_port: ", profiling(Profiling{ProfilingEnabled: true})},
+		{"profiling_names: ", profiling(Profiling{ProfilingEnabled: true, ProfilingPort: 1, ProfilingNames: []string{"nonsense"}})},
 	}
 	for i, test := range tests {
 		if test.want == "" {

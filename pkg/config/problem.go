@@ -1,0 +1,100 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Problem is one thing that is wrong with a configuration.
+type Problem struct {
+	// File is where the value comes from: the path of a file, or the flag that
+	// took the place of the file's value, such as "-serverPort". Empty: the
+	// configuration was not read from anywhere.
+	File string
+	// Line in File, from 1; 0: none, such as for a key that is missing.
+	Line int
+	// Key is the path of the key, such as "server.bind_port".
+	Key string
+	// Err says what is wrong and what to do. It repeats no secret.
+	Err error
+}
+
+// Error is "file:line: key: what", without the parts that are not known.
+func (p *Problem) Error() string {
+	text := p.Err.Error()
+	if p.Key != "" {
+		text = p.Key + ": " + text
+	}
+	switch {
+	case p.Line > 0:
+		return fmt.Sprintf("%s:%d: %s", p.File, p.Line, text)
+	case p.File != "":
+		return p.File + ": " + text
+	default:
+		return text
+	}
+}
+
+func (p *Problem) Unwrap() error { return p.Err }
+
+// Problems makes one error of many, one a line, in the order of the file: a
+// caller may find them in any order. It takes joined errors apart, leaves out
+// nil and doubles, and what else is wrong with a key whose value could not be
+// read at all. It returns nil when nothing is left.
+func Problems(errs ...error) error {
+	all := flatten(errs)
+	unread := make(map[string]bool)
+	for _, err := range all {
+		if p, ok := errors.AsType[*Problem](err); ok && errors.Is(p.Err, errUnread) {
+			unread[p.Key] = true
+		}
+	}
+	seen := make(map[string]bool)
+	all = slices.DeleteFunc(all, func(err error) bool {
+		text := err.Error()
+		p, ok := errors.AsType[*Problem](err)
+		follows := ok && unread[p.Key] && !errors.Is(p.Err, errUnread)
+		double := seen[text]
+		seen[text] = true
+		return follows || double
+	})
+	slices.SortStableFunc(all, func(a, b error) int {
+		x, y := position(a), position(b)
+		return cmp.Or(cmp.Compare(x.File, y.File), cmp.Compare(x.Line, y.Line), cmp.Compare(x.Key, y.Key))
+	})
+	return errors.Join(all...)
+}
+
+func flatten(errs []error) []error {
+	var all []error
+	for _, err := range errs {
+		many, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // only what is joined at the top is taken apart
+		switch {
+		case err == nil:
+		case ok:
+			all = append(all, flatten(many.Unwrap())...)
+		default:
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+func position(err error) Problem {
+	if p, ok := errors.AsType[*Problem](err); ok {
+		return *p
+	}
+	return Problem{}
+}
+
+// errUnread marks a value that is of the wrong type: its field kept what it
+// had, and what a check says about that is noise.
+var errUnread = errors.New("value could not be read")
+
+// unread is an error with a text of its own that is errUnread.
+type unread string
+
+func (u unread) Error() string        { return string(u) }
+func (u unread) Is(target error) bool { return target == errUnread }
