@@ -197,13 +197,20 @@ func (a *Agent) followOn(ctx context.Context, l *link) error {
 	return err
 }
 
-// renewOnTime waits for the SVID's half-life and gets the next one. It returns
-// errRenewed when there is one, or what only a new session can mend.
+// renewOnTime waits for the SVID's half-life, or for its authority to be tainted,
+// and gets the next one. It returns errRenewed when there is one, or what only a
+// new session can mend.
 func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
-	at, wait := own.renewAt, backoffFirst
+	at, wait := a.renewalTime(own, time.Now()), backoffFirst
 	for {
 		select {
 		case <-time.After(time.Until(at)):
+		case <-a.trust.news:
+			if sooner := a.renewalTime(own, time.Now()); sooner.Before(at) {
+				a.log.InfoContext(ctx, "the authority of the agent's SVID is tainted: renewing it", telemetry.NotAfter, own.notAfter())
+				at = sooner
+			}
+			continue
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -219,6 +226,31 @@ func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
 		at = time.Now().Add(wait/2 + rand.N(wait)) //nolint:gosec // only spreads the attempts
 		wait = min(wait*2, backoffMax)
 	}
+}
+
+const (
+	// taintedSpread is over how long agents spread the renewal of SVIDs whose
+	// authority was tainted.
+	taintedSpread = 200 * time.Millisecond
+	// taintedPause is before the next attempt when the server has signed with an
+	// authority that was tainted already.
+	taintedPause = 15 * time.Second
+)
+
+// renewalTime is when the SVID is to be renewed, by what is known now.
+func (a *Agent) renewalTime(own *nodeSVID, now time.Time) time.Time {
+	since, tainted := a.trust.distrusts(own.Certificates)
+	if !tainted {
+		return own.renewAt
+	}
+	at := now.Add(rand.N(taintedSpread)) //nolint:gosec // only spreads the renewals
+	if own.taken.After(since) {
+		at = own.taken.Add(taintedPause)
+	}
+	if at.After(own.renewAt) {
+		return own.renewAt
+	}
+	return at
 }
 
 func (a *Agent) nextSVID(ctx context.Context, l *link, own *nodeSVID) error {

@@ -47,6 +47,8 @@ type nodeSVID struct {
 	slot         string
 	reattestable bool
 	renewAt      time.Time
+	// taken is when the server gave it; zero for one of an earlier run.
+	taken time.Time
 }
 
 func (s *nodeSVID) notAfter() time.Time { return s.Certificates[0].NotAfter }
@@ -94,7 +96,7 @@ func (id *identity) load(ctx context.Context) (bool, error) {
 			return false, fmt.Errorf("reading the agent's key: %w", err)
 		}
 		if publicKeyEqual(key.Signer.Public(), certs[0].PublicKey) {
-			return true, id.use(certs, key, r.Reattestable)
+			return true, id.use(certs, key, r.Reattestable, time.Time{})
 		}
 	}
 	return false, nil // a key kept in memory went with the process that had it
@@ -212,10 +214,10 @@ func (id *identity) take(issued *types.X509SVID, key keys.Key, reattestable bool
 	if err := atomicfile.Write(id.path, data, 0o600); err != nil {
 		return fmt.Errorf("keeping the agent's SVID: %w", err)
 	}
-	return id.use(certs, key, reattestable)
+	return id.use(certs, key, reattestable, time.Now())
 }
 
-func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bool) error {
+func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bool, taken time.Time) error {
 	spiffeID, err := x509svid.IDFromCert(certs[0])
 	if err != nil {
 		return fmt.Errorf("reading the agent's SVID: %w", err)
@@ -227,6 +229,7 @@ func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bo
 		SVID:         &x509svid.SVID{ID: spiffeID, Certificates: certs, PrivateKey: key.Signer},
 		slot:         key.ID,
 		reattestable: reattestable,
+		taken:        taken,
 		renewAt:      svid.RotateAt(certs[0].NotBefore, certs[0].NotAfter, mathrand.Float64()), //nolint:gosec // only spreads the renewals
 	})
 	return nil

@@ -27,6 +27,11 @@ const (
 type trust struct {
 	td      spiffeid.TrustDomain
 	current atomic.Pointer[x509bundle.Bundle]
+	// tainted is when each tainted authority, by its subject key ID, was first
+	// heard of; the map is replaced as a whole.
+	tainted atomic.Pointer[map[string]time.Time]
+	// news, of capacity 1, has a value when there may be another one.
+	news chan struct{}
 }
 
 // GetX509BundleForTrustDomain is x509bundle.Source.
@@ -41,7 +46,7 @@ func (t *trust) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundl
 // learn takes the trust domain's own bundle as the server sent it. Tainted
 // authorities still verify: what they signed is being replaced, not refused.
 func (t *trust) learn(b *types.Bundle) error {
-	bundle := x509bundle.New(t.td)
+	bundle, tainted := x509bundle.New(t.td), map[string]time.Time{}
 	for _, a := range b.GetX509Authorities() {
 		certs, err := x509.ParseCertificates(a.GetAsn1())
 		if err != nil {
@@ -49,13 +54,46 @@ func (t *trust) learn(b *types.Bundle) error {
 		}
 		for _, c := range certs {
 			bundle.AddX509Authority(c)
+			if a.GetTainted() {
+				tainted[string(c.SubjectKeyId)] = t.taintedSince(c.SubjectKeyId, time.Now())
+			}
 		}
 	}
 	if bundle.Empty() {
 		return errors.New("the server's bundle has no X.509 authority")
 	}
 	t.current.Store(bundle)
+	t.tainted.Store(&tainted)
+	select {
+	case t.news <- struct{}{}:
+	default:
+	}
 	return nil
+}
+
+// taintedSince is when the authority was first heard of as tainted, and now if
+// it was not.
+func (t *trust) taintedSince(keyID []byte, now time.Time) time.Time {
+	if known := t.tainted.Load(); known != nil {
+		if since, ok := (*known)[string(keyID)]; ok {
+			return since
+		}
+	}
+	return now
+}
+
+// distrusts says whether an authority of the chain is tainted, and since when.
+func (t *trust) distrusts(chain []*x509.Certificate) (since time.Time, yes bool) {
+	known := t.tainted.Load()
+	if known == nil {
+		return time.Time{}, false
+	}
+	for _, c := range chain {
+		if at, ok := (*known)[string(c.AuthorityKeyId)]; ok {
+			return at, true
+		}
+	}
+	return time.Time{}, false
 }
 
 // usable says whether any authority is still within its time.

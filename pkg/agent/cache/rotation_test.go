@@ -266,7 +266,7 @@ func testTaint(t *testing.T, lose func(*cachetest.Server)) {
 			now += b
 		}
 		if now-minted > 40 {
-			t.Errorf("%d SVIDs in 100 ms, want about 8", now-minted)
+			t.Errorf("%d SVIDs in 100 ms, want about 15", now-minted)
 		}
 		minted = now
 	}

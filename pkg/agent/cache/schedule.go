@@ -14,10 +14,10 @@ const (
 	// machine slept; what is due then is seen on every access as well.
 	maxSleep = time.Minute
 	// Replacing SVIDs of a lost authority: spread over lostSpread and
-	// lostEach for every SVID, so that one agent asks for 100 a second and
+	// lostEach for every SVID, so that one agent asks for 200 a second and
 	// many agents not all at once.
-	lostSpread = time.Second
-	lostEach   = 10 * time.Millisecond
+	lostSpread = 500 * time.Millisecond
+	lostEach   = 5 * time.Millisecond
 )
 
 // keepTime does what is due, when it is due.
