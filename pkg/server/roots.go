@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -60,6 +61,29 @@ func (r *roots) x509Authorities() []*x509.Certificate {
 
 // bundle is the whole bundle, nil when there is none.
 func (r *roots) bundle() *registry.Bundle { return r.raw.Load() }
+
+// tainted says whether an authority of the chain is tainted.
+func (r *roots) tainted(chain []*x509.Certificate) bool {
+	b := r.bundle()
+	if b == nil {
+		return false
+	}
+	for _, a := range b.X509Authorities {
+		if !a.Tainted {
+			continue
+		}
+		root, err := x509.ParseCertificate(a.DER)
+		if err != nil {
+			continue // set has reported it
+		}
+		for _, c := range chain {
+			if bytes.Equal(c.AuthorityKeyId, root.SubjectKeyId) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // verify checks that the chain, which is not empty, is an X509-SVID of this
 // trust domain at now.

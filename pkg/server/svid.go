@@ -114,14 +114,14 @@ func (o *ownSVID) untilRenewal(now time.Time) time.Duration {
 }
 
 // observe asks for a new SVID when the one there does not verify any more, such
-// as after its authority was revoked.
+// as after its authority was revoked, or when that is tainted.
 func (o *ownSVID) observe(r *roots, now time.Time) {
 	cert := o.cert.Load()
 	if cert == nil {
 		return
 	}
 	if chain, err := parseChain(cert.Certificate); err == nil {
-		if _, err := r.verify(chain, now); err == nil {
+		if _, err := r.verify(chain, now); err == nil && !r.tainted(chain) {
 			return
 		}
 	}
