@@ -1,10 +1,13 @@
 package registry
 
 import (
+	"bytes"
+	"slices"
 	"time"
 
-	"github.com/credence-id/credence/pkg/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/credence-id/credence/pkg/store"
 )
 
 // Bundle is the authorities of one trust domain. A Bundle that came out of the
@@ -13,6 +16,7 @@ type Bundle struct {
 	TrustDomain     spiffeid.TrustDomain
 	X509Authorities []X509Authority
 	JWTAuthorities  []JWTAuthority
+	WITAuthorities  []WITAuthority
 	// RefreshHint is whole seconds; zero means none.
 	RefreshHint    time.Duration
 	SequenceNumber uint64
@@ -35,4 +39,51 @@ type JWTAuthority struct {
 	PKIX      []byte
 	ExpiresAt time.Time
 	Tainted   bool
+}
+
+// WITAuthority is one key that verifies WIT-SVIDs. PKIX is its DER-encoded
+// SubjectPublicKeyInfo.
+type WITAuthority struct {
+	KeyID     string
+	PKIX      []byte
+	ExpiresAt time.Time
+	Tainted   bool
+}
+
+// append adds the authorities of add that b does not have. One that it has
+// stays as it is, tainted or not: appending neither taints nor heals.
+func (b *Bundle) append(add *Bundle) {
+	for _, a := range add.X509Authorities {
+		if !slices.ContainsFunc(b.X509Authorities, func(o X509Authority) bool { return bytes.Equal(o.DER, a.DER) }) {
+			b.X509Authorities = append(b.X509Authorities, a)
+		}
+	}
+	for _, a := range add.JWTAuthorities {
+		if !slices.ContainsFunc(b.JWTAuthorities, func(o JWTAuthority) bool { return o.KeyID == a.KeyID && bytes.Equal(o.PKIX, a.PKIX) }) {
+			b.JWTAuthorities = append(b.JWTAuthorities, a)
+		}
+	}
+	for _, a := range add.WITAuthorities {
+		if !slices.ContainsFunc(b.WITAuthorities, func(o WITAuthority) bool { return o.KeyID == a.KeyID && bytes.Equal(o.PKIX, a.PKIX) }) {
+			b.WITAuthorities = append(b.WITAuthorities, a)
+		}
+	}
+}
+
+// size is about what the bundle takes, in bytes; 0 for nil.
+func (b *Bundle) size() int {
+	if b == nil {
+		return 0
+	}
+	n := 0
+	for _, a := range b.X509Authorities {
+		n += 16 + len(a.DER)
+	}
+	for _, a := range b.JWTAuthorities {
+		n += 32 + len(a.KeyID) + len(a.PKIX)
+	}
+	for _, a := range b.WITAuthorities {
+		n += 32 + len(a.KeyID) + len(a.PKIX)
+	}
+	return n
 }

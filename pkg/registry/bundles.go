@@ -3,14 +3,11 @@ package registry
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/credence-id/credence/pkg/store"
-	recordv1 "github.com/credence-id/credence/proto/record/v1"
 )
 
 // LoadBundle reads a bundle from the store itself. It returns ErrNotFound.
@@ -37,7 +34,7 @@ func (r *Registry) LoadBundle(ctx context.Context, td spiffeid.TrustDomain) (b *
 // sequence number counts up with every change; a change that changes nothing
 // writes nothing.
 func (r *Registry) UpdateBundle(ctx context.Context, td spiffeid.TrustDomain, change func(*Bundle) error) (*Bundle, error) {
-	var u bundleUpdate
+	var u bundleDraft
 	rev, err := r.store.Update(ctx, func(tx store.RWTx) error {
 		var err error
 		if u, err = beginBundle(tx, td); err != nil {
@@ -54,8 +51,8 @@ func (r *Registry) UpdateBundle(ctx context.Context, td spiffeid.TrustDomain, ch
 	return u.at(rev), nil
 }
 
-// bundleUpdate is a bundle being changed within an Update.
-type bundleUpdate struct {
+// bundleDraft is a bundle being changed within an Update.
+type bundleDraft struct {
 	before []byte // nil for a new bundle
 	bundle *Bundle
 	td     spiffeid.TrustDomain
@@ -63,24 +60,24 @@ type bundleUpdate struct {
 	wrote  bool
 }
 
-func beginBundle(tx store.RWTx, td spiffeid.TrustDomain) (bundleUpdate, error) {
+func beginBundle(tx store.RWTx, td spiffeid.TrustDomain) (bundleDraft, error) {
 	if td.IsZero() {
-		return bundleUpdate{}, invalid("trust_domain", "is required")
+		return bundleDraft{}, invalid("trust_domain", "is required")
 	}
-	u := bundleUpdate{td: td, bundle: &Bundle{TrustDomain: td}}
+	u := bundleDraft{td: td, bundle: &Bundle{TrustDomain: td}}
 	kv, found, err := get(tx, bundleKey(td))
 	if err != nil || !found {
 		return u, err
 	}
 	if u.bundle, err = decodeBundle(kv); err != nil {
-		return bundleUpdate{}, err
+		return bundleDraft{}, err
 	}
 	u.seq = u.bundle.SequenceNumber
 	u.before, err = encodeBundle(u.bundle)
 	return u, err
 }
 
-func (u *bundleUpdate) write(tx store.RWTx) error {
+func (u *bundleDraft) write(tx store.RWTx) error {
 	u.bundle.TrustDomain, u.bundle.SequenceNumber = u.td, u.seq
 	value, err := encodeBundle(u.bundle)
 	if err != nil {
@@ -98,118 +95,121 @@ func (u *bundleUpdate) write(tx store.RWTx) error {
 }
 
 // at is the bundle after the Update that returned rev.
-func (u *bundleUpdate) at(rev store.Revision) *Bundle {
+func (u *bundleDraft) at(rev store.Revision) *Bundle {
 	if u.wrote {
 		u.bundle.ModRevision = rev
 	}
 	return u.bundle
 }
 
-// DeleteBundle removes the bundle of another trust domain. Entries that name it
-// keep the name, and get no bundle for it until there is one again. It returns
-// ErrNotFound.
-func (r *Registry) DeleteBundle(ctx context.Context, td spiffeid.TrustDomain) error {
-	if td == r.td {
-		return invalid("trust_domain", "the bundle of this server's own trust domain cannot be deleted")
-	}
-	_, err := r.store.Update(ctx, func(tx store.RWTx) error {
-		_, found, err := get(tx, bundleKey(td))
-		if err != nil {
-			return err
-		}
-		if !found {
+// AppendBundle adds authorities to the bundle of this server's own trust domain
+// and returns it as it is now. What the bundle has already stays as it is. It
+// returns ErrNotFound, and refuses what breaks a rule of [Bundle.Validate]
+// (ErrInvalid), such as a key ID that another key has.
+func (r *Registry) AppendBundle(ctx context.Context, add *Bundle) (*Bundle, error) {
+	return r.UpdateBundle(ctx, r.td, func(b *Bundle) error {
+		if b.SequenceNumber == 0 { // It counts from 1.
 			return ErrNotFound
 		}
-		tx.Delete(bundleKey(td))
-		return nil
+		b.append(add)
+		return b.Validate()
 	})
-	if err != nil {
-		return fmt.Errorf("deleting bundle of %q: %w", td.Name(), err)
-	}
-	return nil
 }
 
-// LoadJournal reads what a server noted of its authorities; empty when it noted
-// nothing.
-func (r *Registry) LoadJournal(ctx context.Context, serverID string) (*recordv1.Journal, error) {
-	j := &recordv1.Journal{}
-	err := r.store.View(ctx, func(tx store.Tx) (err error) {
-		j, err = loadJournal(tx, serverID)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("loading journal of server %q: %w", serverID, err)
-	}
-	return j, nil
+// BundleUpdate changes the bundle of one other trust domain. Change is given a
+// copy, nil if there is no bundle, and returns the bundle as it shall be, its
+// sequence number included: that is the other trust domain's to count. It may
+// run again, and an error of it leaves the bundle alone.
+type BundleUpdate struct {
+	TrustDomain spiffeid.TrustDomain
+	Change      func(now *Bundle) (*Bundle, error)
 }
 
-func loadJournal(tx store.Tx, serverID string) (*recordv1.Journal, error) {
-	j := &recordv1.Journal{}
-	kv, found, err := get(tx, journalKey(serverID))
-	if err != nil || !found {
-		return j, err
-	}
-	if err := proto.Unmarshal(kv.Value, j); err != nil {
-		return nil, fmt.Errorf("decoding: %w", err)
-	}
-	return j, nil
+// BundleResult is the outcome of one update: the bundle as it is in the store
+// now, or the error.
+type BundleResult struct {
+	Bundle *Bundle
+	Err    error
 }
 
-// UpdateJournal changes a server's journal and returns it as it is now. change
-// may run again.
-func (r *Registry) UpdateJournal(ctx context.Context, serverID string, change func(*recordv1.Journal) error) (*recordv1.Journal, error) {
-	var j *recordv1.Journal
-	_, err := r.store.Update(ctx, func(tx store.RWTx) (err error) {
-		j, err = changeJournal(tx, serverID, change)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("updating journal of server %q: %w", serverID, err)
-	}
-	return j, nil
-}
-
-func changeJournal(tx store.RWTx, serverID string, change func(*recordv1.Journal) error) (*recordv1.Journal, error) {
-	if serverID == "" {
-		return nil, invalid("server_id", "is required")
-	}
-	if err := checkEntryID(serverID); err != nil {
-		return nil, errors.Join(invalid("server_id", "cannot be used as a key"), err)
-	}
-	j, err := loadJournal(tx, serverID)
-	if err != nil {
-		return nil, err
-	}
-	if err := change(j); err != nil {
-		return nil, err
-	}
-	value, err := encode(j)
-	if err != nil {
-		return nil, err
-	}
-	tx.Put(journalKey(serverID), value)
-	return j, nil
-}
-
-// UpdateAuthorities changes the bundle of this server's trust domain and the
-// journal of one server in one Update, so that no server ever holds a key that
-// the bundle does not. change may run again. It returns both as they are now.
-func (r *Registry) UpdateAuthorities(ctx context.Context, serverID string, change func(*Bundle, *recordv1.Journal) error) (*Bundle, *recordv1.Journal, error) {
-	var u bundleUpdate
-	var j *recordv1.Journal
-	rev, err := r.store.Update(ctx, func(tx store.RWTx) error {
-		var err error
-		if u, err = beginBundle(tx, r.td); err != nil {
-			return err
+// UpdateBundles changes bundles of other trust domains and answers for each, in
+// order. It refuses what breaks a rule, and this server's own trust domain
+// (ErrInvalid). A change that changes nothing writes nothing.
+func (r *Registry) UpdateBundles(ctx context.Context, updates []BundleUpdate) []BundleResult {
+	results := make([]BundleResult, len(updates))
+	names := make([]spiffeid.TrustDomain, len(updates))
+	items := make([]item, len(updates))
+	for i, u := range updates {
+		names[i] = u.TrustDomain
+		var out *Bundle
+		var wrote bool
+		items[i] = item{
+			ops:   2,
+			bytes: bundleGuess,
+			step: func(tx store.RWTx) (refusal, err error) {
+				out, wrote, refusal, err = r.changeBundle(tx, u)
+				return refusal, err
+			},
+			done: func(rev store.Revision, err error) {
+				if err != nil {
+					results[i].Err = err
+					return
+				}
+				if wrote {
+					out.ModRevision = rev
+				}
+				results[i].Bundle = out
+			},
 		}
-		j, err = changeJournal(tx, serverID, func(j *recordv1.Journal) error { return change(u.bundle, j) })
-		if err != nil {
-			return err
-		}
-		return u.write(tx)
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("updating authorities of server %q: %w", serverID, err)
 	}
-	return u.at(rev), j, nil
+	r.runInTurn(ctx, names, items)
+	return results
+}
+
+// bundleGuess is the bytes a usual bundle takes; one that is larger splits its
+// Update.
+const bundleGuess = 32 << 10
+
+func (r *Registry) changeBundle(tx store.RWTx, u BundleUpdate) (b *Bundle, wrote bool, refusal, err error) {
+	if refusal := r.checkForeign(u.TrustDomain); refusal != nil {
+		return nil, false, refusal, nil
+	}
+	kv, found, err := get(tx, bundleKey(u.TrustDomain))
+	if err != nil {
+		return nil, false, nil, err
+	}
+	var now *Bundle
+	if found {
+		if now, err = decodeBundle(kv); err != nil {
+			return nil, false, nil, err
+		}
+		now = now.Clone()
+	}
+	if b, refusal = u.Change(now); refusal != nil {
+		return nil, false, refusal, nil
+	}
+	b, wrote, refusal = putBundle(tx, u.TrustDomain, kv.Value, b)
+	if refusal == nil && !wrote {
+		b.ModRevision = kv.ModRevision
+	}
+	return b, wrote, refusal, nil
+}
+
+// putBundle writes a copy of b as the bundle of td, if that is not what was
+// there before, and returns it.
+func putBundle(tx store.RWTx, td spiffeid.TrustDomain, before []byte, b *Bundle) (now *Bundle, wrote bool, refusal error) {
+	now = b.Clone()
+	now.TrustDomain, now.ModRevision = td, 0
+	if refusal := now.Validate(); refusal != nil {
+		return nil, false, refusal
+	}
+	value, refusal := encodeBundle(now)
+	if refusal != nil {
+		return nil, false, refusal
+	}
+	if before != nil && bytes.Equal(before, value) {
+		return now, false, nil
+	}
+	tx.Put(bundleKey(td), value)
+	return now, true, nil
 }

@@ -9,10 +9,29 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	recordv1 "github.com/credence-id/credence/proto/record/v1"
 )
+
+// deleteBundle deletes a bundle by an index of its own.
+func deleteBundle(t testing.TB, r *Registry, td spiffeid.TrustDomain, mode DeleteMode) error {
+	t.Helper()
+	ix := follow(t, r)
+	return r.DeleteBundle(t.Context(), td, mode, ix, freshOf(r, ix))
+}
+
+// freshOf waits until the index has everything that is in the store.
+func freshOf(r *Registry, ix *Index) func(context.Context) error {
+	return func(ctx context.Context) error {
+		head, err := r.store.Head(ctx)
+		if err != nil {
+			return err
+		}
+		return ix.WaitFor(ctx, head)
+	}
+}
 
 func TestUpdateBundle(t *testing.T) {
 	t.Parallel()
@@ -49,16 +68,16 @@ func TestUpdateBundle(t *testing.T) {
 	if _, err := r.UpdateBundle(t.Context(), td, func(*Bundle) error { return errMine }); !errors.Is(err, errMine) {
 		t.Errorf("want the caller's error, got %v", err)
 	}
-	if err := r.DeleteBundle(t.Context(), td); !errors.Is(err, ErrInvalid) {
+	if err := deleteBundle(t, r, td, Restrict); !errors.Is(err, ErrInvalid) {
 		t.Errorf("deleting the own bundle: want ErrInvalid, got %v", err)
 	}
-	if err := r.DeleteBundle(t.Context(), other); !errors.Is(err, ErrNotFound) {
+	if err := deleteBundle(t, r, other, Restrict); !errors.Is(err, ErrNotFound) {
 		t.Errorf("deleting an unknown bundle: want ErrNotFound, got %v", err)
 	}
 	if _, err := r.UpdateBundle(t.Context(), other, add("x")); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.DeleteBundle(t.Context(), other); err != nil {
+	if err := deleteBundle(t, r, other, Restrict); err != nil {
 		t.Error(err)
 	}
 }

@@ -43,6 +43,10 @@ func (b *Bundle) Clone() *Bundle {
 	for i := range c.JWTAuthorities {
 		c.JWTAuthorities[i].PKIX = append([]byte(nil), c.JWTAuthorities[i].PKIX...)
 	}
+	c.WITAuthorities = append([]WITAuthority(nil), b.WITAuthorities...)
+	for i := range c.WITAuthorities {
+		c.WITAuthorities[i].PKIX = append([]byte(nil), c.WITAuthorities[i].PKIX...)
+	}
 	return &c
 }
 
@@ -161,6 +165,11 @@ func encodeBundle(b *Bundle) ([]byte, error) {
 			KeyId: a.KeyID, PublicKey: a.PKIX, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted,
 		})
 	}
+	for _, a := range b.WITAuthorities {
+		r.WitAuthorities = append(r.WitAuthorities, &recordv1.WITAuthority{
+			KeyId: a.KeyID, PublicKey: a.PKIX, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted,
+		})
+	}
 	return encode(r)
 }
 
@@ -193,7 +202,44 @@ func decodeBundle(kv store.KV) (*Bundle, error) {
 			KeyID: a.GetKeyId(), PKIX: a.GetPublicKey(), ExpiresAt: timeOf(a.GetExpiresAt()), Tainted: a.GetTainted(),
 		})
 	}
+	for _, a := range r.GetWitAuthorities() {
+		if a.GetKeyId() == "" || len(a.GetPublicKey()) == 0 {
+			return nil, fmt.Errorf("decoding bundle of %q: a WIT authority has no key ID or no key", td.Name())
+		}
+		b.WITAuthorities = append(b.WITAuthorities, WITAuthority{
+			KeyID: a.GetKeyId(), PKIX: a.GetPublicKey(), ExpiresAt: timeOf(a.GetExpiresAt()), Tainted: a.GetTainted(),
+		})
+	}
 	return b, nil
+}
+
+func encodeRelationship(f *FederationRelationship) ([]byte, error) {
+	r := &recordv1.FederationRelationship{BundleEndpointUrl: f.EndpointURL}
+	if !f.EndpointSPIFFEID.IsZero() {
+		r.EndpointSpiffeId = f.EndpointSPIFFEID.String()
+	}
+	return encode(r)
+}
+
+func decodeRelationship(kv store.KV) (*FederationRelationship, error) {
+	td, err := relationshipDomainOf(kv.Key)
+	if err != nil {
+		return nil, err
+	}
+	var r recordv1.FederationRelationship
+	if err := proto.Unmarshal(kv.Value, &r); err != nil {
+		return nil, fmt.Errorf("decoding federation relationship with %q: %w", td.Name(), err)
+	}
+	f := &FederationRelationship{TrustDomain: td, EndpointURL: r.GetBundleEndpointUrl(), ModRevision: kv.ModRevision}
+	if id := r.GetEndpointSpiffeId(); id != "" {
+		if f.EndpointSPIFFEID, err = spiffeid.FromString(id); err != nil {
+			return nil, fmt.Errorf("decoding federation relationship with %q: endpoint SPIFFE ID: %w", td.Name(), err)
+		}
+	}
+	if f.EndpointURL == "" {
+		return nil, fmt.Errorf("decoding federation relationship with %q: the URL of the bundle endpoint is missing", td.Name())
+	}
+	return f, nil
 }
 
 func encodeToken(t *JoinToken) ([]byte, error) {

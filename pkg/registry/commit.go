@@ -19,6 +19,8 @@ type Commit struct {
 	Entries []EntryChange
 	Agents  []AgentChange
 	Bundles []BundleChange
+	// Relationships follow no bundle: each is told of on its own.
+	Relationships []RelationshipChange
 }
 
 // EntryChange carries the entry as it is now, or nil when it was removed.
@@ -37,4 +39,11 @@ type AgentChange struct {
 type BundleChange struct {
 	TrustDomain spiffeid.TrustDomain
 	Now         *Bundle
+}
+
+// RelationshipChange carries the federation relationship as it is now, or nil
+// when it was removed.
+type RelationshipChange struct {
+	TrustDomain spiffeid.TrustDomain
+	Now         *FederationRelationship
 }

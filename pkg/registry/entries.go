@@ -162,7 +162,7 @@ func (d *draft) create(tx store.RWTx) (refusal, err error) {
 	if d.twin != nil {
 		return fmt.Errorf("entry with this ID or parent, SPIFFE ID and selectors %w: %s", ErrExists, d.twin.ID), nil
 	}
-	if refusal, err = checkBundles(tx, d.entry); refusal != nil || err != nil {
+	if refusal, err = checkBundles(tx, d.entry.FederatesWith); refusal != nil || err != nil {
 		return refusal, err
 	}
 	tx.Put(entryKey(d.entry.ID), d.value)
@@ -213,38 +213,6 @@ func loadEntry(tx store.Tx, id string) (*Entry, error) {
 		return nil, fmt.Errorf("entry %q: %w", id, ErrNotFound)
 	}
 	return newDecoder().entry(kv)
-}
-
-// scanBundles is from how many trust domains on all bundles are listed, instead
-// of asking for each.
-const scanBundles = 32
-
-func bundleOps(e *Entry) int { return min(len(e.FederatesWith), scanBundles) }
-
-// checkBundles refuses an entry that federates with a trust domain whose bundle
-// is not known.
-func checkBundles(tx store.RWTx, e *Entry) (refusal, err error) {
-	known := make(map[string]bool)
-	if len(e.FederatesWith) >= scanBundles {
-		for kv, err := range tx.Scan(tableBundle, "") {
-			if err != nil {
-				return nil, err
-			}
-			known[kv.Key] = true
-		}
-	}
-	for _, td := range e.FederatesWith {
-		key := bundleKey(td)
-		if len(e.FederatesWith) < scanBundles {
-			if _, known[key], err = get(tx, key); err != nil {
-				return nil, err
-			}
-		}
-		if !known[key] {
-			return invalid("federates_with", "unable to find federated bundle %q; set the bundle of that trust domain first", td.Name()), nil
-		}
-	}
-	return nil, nil
 }
 
 // UpdateEntries changes entries and answers for each, in order. The rules of
@@ -316,7 +284,7 @@ func (r *Registry) replaceEntry(tx store.RWTx, old, e *Entry, value []byte) (Ent
 			return EntryResult{Entry: twin, Err: fmt.Errorf("entry with this parent, SPIFFE ID and selectors %w: %s", ErrExists, twin.ID)}, nil
 		}
 	}
-	if refusal, err := checkBundles(tx, e); refusal != nil || err != nil {
+	if refusal, err := checkBundles(tx, added(old, e)); refusal != nil || err != nil {
 		return EntryResult{Err: refusal}, err
 	}
 	if is != was {

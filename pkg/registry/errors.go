@@ -15,6 +15,9 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrInvalid is what every [InvalidError] is.
 	ErrInvalid = errors.New("invalid")
+	// ErrConflict is returned when what a change depends on was changed by
+	// others again and again meanwhile; the caller may try again.
+	ErrConflict = errors.New("others keep changing the same")
 	// ErrBanned is returned when attesting or updating a banned agent.
 	ErrBanned = errors.New("agent is banned")
 	// ErrTokenRefused is what a client may know of a join token that does not
@@ -42,6 +45,18 @@ func (e *InvalidError) Error() string { return e.Field + ": " + e.Rule }
 
 // Is makes every InvalidError an ErrInvalid.
 func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
+
+// FederatedError is returned by DeleteBundle with Restrict when entries federate
+// with the trust domain.
+type FederatedError struct {
+	// Entries is how many.
+	Entries int
+}
+
+// Error is SPIRE's text.
+func (e *FederatedError) Error() string {
+	return fmt.Sprintf("cannot delete bundle; federated with %d registration entries", e.Entries)
+}
 
 func invalid(field, format string, args ...any) error {
 	return &InvalidError{Field: field, Rule: fmt.Sprintf(format, args...)}

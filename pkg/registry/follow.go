@@ -58,6 +58,16 @@ func (r *Registry) readAll(ctx context.Context, tx store.Tx, c *Commit) error {
 		}
 		c.Bundles = append(c.Bundles, BundleChange{TrustDomain: b.TrustDomain, Now: b})
 	}
+	for kv, err := range tx.Scan(tableRelated, "") {
+		if err != nil {
+			return err
+		}
+		f, err := decodeRelationship(kv)
+		if err != nil {
+			return err
+		}
+		c.Relationships = append(c.Relationships, RelationshipChange{TrustDomain: f.TrustDomain, Now: f})
+	}
 	for kv, err := range tx.Scan(tableAgent, "") {
 		if err != nil {
 			return err
@@ -215,6 +225,18 @@ func (r *Registry) decodeEvent(d *decoder, c *Commit, ev store.Event) error {
 			}
 		}
 		c.Bundles = append(c.Bundles, change)
+	case strings.HasPrefix(ev.Key, tableRelated):
+		td, err := relationshipDomainOf(ev.Key)
+		if err != nil {
+			return err
+		}
+		change := RelationshipChange{TrustDomain: td}
+		if !ev.Deleted() {
+			if change.Now, err = decodeRelationship(kv); err != nil {
+				return err
+			}
+		}
+		c.Relationships = append(c.Relationships, change)
 	}
 	return nil
 }

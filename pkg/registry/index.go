@@ -25,12 +25,13 @@ type Index struct {
 	storeID  string
 	revision store.Revision
 	loaded   bool
-	entries  *btree.BTreeG[*Entry] // by ID
-	order    *orders               // nil until a filter asks for it
-	pending  *pending              // while order is being made
-	agents   map[string]*Agent     // by SPIFFE ID
-	agentIDs *btree.BTreeG[*Agent] // by SPIFFE ID
-	bundles  map[spiffeid.TrustDomain]*Bundle
+	entries  *btree.BTreeG[*Entry]      // by ID
+	order    *orders                    // nil until a filter asks for it
+	pending  *pending                   // while order is being made
+	agents   map[string]*Agent          // by SPIFFE ID
+	agentIDs *btree.BTreeG[*Agent]      // by SPIFFE ID
+	bundles  btree.Map[string, *Bundle] // by trust domain name
+	related  btree.Map[string, *FederationRelationship]
 	view     *view // copy for long reads, nil after each change
 	waiters  map[*waiter]struct{}
 
@@ -61,7 +62,8 @@ func (ix *Index) clear() {
 	ix.entries = btree.NewBTreeGOptions(lessEntry, btree.Options{NoLocks: true})
 	ix.agentIDs = btree.NewBTreeGOptions(lessAgent, btree.Options{NoLocks: true})
 	ix.agents = make(map[string]*Agent)
-	ix.bundles = make(map[spiffeid.TrustDomain]*Bundle)
+	ix.bundles.Clear()
+	ix.related.Clear()
 	ix.order, ix.pending = nil, nil
 }
 
@@ -85,11 +87,10 @@ func (ix *Index) Apply(c *Commit) {
 		ix.applyAgent(ch)
 	}
 	for _, ch := range c.Bundles {
-		if ch.Now == nil {
-			delete(ix.bundles, ch.TrustDomain)
-		} else {
-			ix.bundles[ch.TrustDomain] = ch.Now
-		}
+		replaceIn(&ix.bundles, ch.TrustDomain, ch.Now)
+	}
+	for _, ch := range c.Relationships {
+		replaceIn(&ix.related, ch.TrustDomain, ch.Now)
 	}
 	ix.storeID, ix.revision, ix.loaded = c.StoreID, c.Revision, true
 	for w := range ix.waiters {
@@ -182,25 +183,6 @@ func (ix *Index) Agent(id spiffeid.ID) (*Agent, bool) {
 	defer ix.mu.RUnlock()
 	a, ok := ix.agents[id.String()]
 	return a, ok
-}
-
-// Bundle returns the bundle of a trust domain.
-func (ix *Index) Bundle(td spiffeid.TrustDomain) (*Bundle, bool) {
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	b, ok := ix.bundles[td]
-	return b, ok
-}
-
-// Bundles returns every bundle, in no order.
-func (ix *Index) Bundles() []*Bundle {
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	out := make([]*Bundle, 0, len(ix.bundles))
-	for _, b := range ix.bundles {
-		out = append(out, b)
-	}
-	return out
 }
 
 // snapshot returns a copy of the ordered tables. It is shared by all readers

@@ -19,11 +19,13 @@ const (
 	tableAgent   = "a/" // SPIFFE ID path, without its first slash → record Agent
 	tableToken   = "t/" // SHA-256 of the token → record JoinToken
 	tableBundle  = "b/" // trust domain name → record Bundle
+	tableRelated = "r/" // trust domain name → record FederationRelationship
 	tableJournal = "j/" // server ID → record Journal
 	tableExpiry  = "x/" // Unix seconds (8 bytes, big endian), kind, key → present
 	tableMeta    = "m/"
 
 	keyTrustDomain = tableMeta + "trust_domain"
+	keyDissolving  = tableMeta + "dissolving" // see DeleteBundle
 )
 
 // Kinds in the table of expiries.
@@ -72,9 +74,19 @@ func tokenKey(token string) string {
 func bundleKey(td spiffeid.TrustDomain) string { return tableBundle + td.Name() }
 
 func bundleDomainOf(key string) (spiffeid.TrustDomain, error) {
-	td, err := spiffeid.TrustDomainFromString(strings.TrimPrefix(key, tableBundle))
+	return domainOf("bundle", tableBundle, key)
+}
+
+func relationshipKey(td spiffeid.TrustDomain) string { return tableRelated + td.Name() }
+
+func relationshipDomainOf(key string) (spiffeid.TrustDomain, error) {
+	return domainOf("federation relationship", tableRelated, key)
+}
+
+func domainOf(noun, table, key string) (spiffeid.TrustDomain, error) {
+	td, err := spiffeid.TrustDomainFromString(strings.TrimPrefix(key, table))
 	if err != nil {
-		return spiffeid.TrustDomain{}, fmt.Errorf("bundle key %q: %w", key, err)
+		return spiffeid.TrustDomain{}, fmt.Errorf("%s key %q: %w", noun, key, err)
 	}
 	return td, nil
 }

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"math"
-	"slices"
 	"strings"
 	"time"
 
@@ -252,14 +251,4 @@ func (a *Agent) Validate(td spiffeid.TrustDomain) error {
 		return invalid("attestation_type", "is required")
 	}
 	return checkSelectors(a.Selectors)
-}
-
-// normalizeDomains sorts and removes repeats.
-func normalizeDomains(in []spiffeid.TrustDomain) []spiffeid.TrustDomain {
-	if len(in) == 0 {
-		return nil
-	}
-	out := slices.Clone(in)
-	slices.SortFunc(out, spiffeid.TrustDomain.Compare)
-	return slices.Compact(out)
 }

@@ -229,7 +229,7 @@ func TestBundleFromWire(t *testing.T) {
 		{"refresh_hint", func(b *types.Bundle) { b.RefreshHint = -1 }},
 		{"refresh_hint", func(b *types.Bundle) { b.RefreshHint = math.MaxInt64 }},
 		{"x509_authorities", func(b *types.Bundle) { b.X509Authorities[0].Asn1 = nil }},
-		{"x509_authorities", func(b *types.Bundle) { b.X509Authorities[0].Asn1 = append(cert, cert...) }},
+		{"x509_authorities", func(b *types.Bundle) { b.X509Authorities[0].Asn1 = append(cert, 0) }},
 		{"x509_authorities", func(b *types.Bundle) { b.X509Authorities[1].Asn1 = cert[:20] }},
 		{"jwt_authorities", func(b *types.Bundle) { b.JwtAuthorities[0].KeyId = "" }},
 		{"jwt_authorities", func(b *types.Bundle) { b.JwtAuthorities[0].PublicKey = pkix[1:] }},

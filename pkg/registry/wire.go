@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"crypto/x509"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -95,80 +94,6 @@ func (a *Agent) ToWire() *types.Agent {
 		CanReattest:          a.CanReattest,
 		AgentVersion:         a.Version,
 	}
-}
-
-// ToWire is the bundle as SPIRE's API shows it, with every field.
-func (b *Bundle) ToWire() *types.Bundle {
-	w := &types.Bundle{
-		TrustDomain:    b.TrustDomain.Name(),
-		RefreshHint:    int64(b.RefreshHint / time.Second),
-		SequenceNumber: b.SequenceNumber,
-	}
-	for _, a := range b.X509Authorities {
-		w.X509Authorities = append(w.X509Authorities, &types.X509Certificate{Asn1: a.DER, Tainted: a.Tainted})
-	}
-	for _, a := range b.JWTAuthorities {
-		w.JwtAuthorities = append(w.JwtAuthorities, &types.JWTKey{
-			PublicKey: a.PKIX, KeyId: a.KeyID, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted,
-		})
-	}
-	return w
-}
-
-// BundleFromWire reads a bundle of SPIRE's API. Every authority must parse. The
-// error is an [InvalidError].
-func BundleFromWire(w *types.Bundle) (*Bundle, error) {
-	if w == nil {
-		return nil, invalid("bundle", "is required")
-	}
-	td, err := spiffeid.TrustDomainFromString(w.GetTrustDomain())
-	if err != nil {
-		return nil, invalid("trust_domain", "%v", err)
-	}
-	if w.GetRefreshHint() < 0 || w.GetRefreshHint() > int64(maxRefreshHint/time.Second) {
-		return nil, invalid("refresh_hint", "must be between 0 and %d seconds", int64(maxRefreshHint/time.Second))
-	}
-	if len(w.GetWitAuthorities()) > 0 {
-		return nil, invalid("wit_authorities", "are not supported yet")
-	}
-	b := &Bundle{
-		TrustDomain:    td,
-		RefreshHint:    time.Duration(w.GetRefreshHint()) * time.Second,
-		SequenceNumber: w.GetSequenceNumber(),
-	}
-	for _, a := range w.GetX509Authorities() {
-		certs, err := x509.ParseCertificates(a.GetAsn1())
-		if err != nil || len(certs) != 1 {
-			return nil, invalid("x509_authorities", "each must be one DER certificate")
-		}
-		b.X509Authorities = append(b.X509Authorities, X509Authority{DER: a.GetAsn1(), Tainted: a.GetTainted()})
-	}
-	for _, a := range w.GetJwtAuthorities() {
-		key, err := jwtAuthorityFromWire(a)
-		if err != nil {
-			return nil, err
-		}
-		b.JWTAuthorities = append(b.JWTAuthorities, key)
-	}
-	return b, nil
-}
-
-// maxRefreshHint keeps hints far from the end of time.Duration.
-const maxRefreshHint = 10 * 365 * 24 * time.Hour
-
-func jwtAuthorityFromWire(w *types.JWTKey) (JWTAuthority, error) {
-	if w.GetKeyId() == "" {
-		return JWTAuthority{}, invalid("jwt_authorities", "a key ID is missing")
-	}
-	if _, err := x509.ParsePKIXPublicKey(w.GetPublicKey()); err != nil {
-		return JWTAuthority{}, invalid("jwt_authorities", "key %q is not a PKIX public key", w.GetKeyId())
-	}
-	if w.GetExpiresAt() < 0 {
-		return JWTAuthority{}, invalid("jwt_authorities", "key %q: expires_at cannot be negative", w.GetKeyId())
-	}
-	return JWTAuthority{
-		KeyID: w.GetKeyId(), PKIX: w.GetPublicKey(), ExpiresAt: timeOf(w.GetExpiresAt()), Tainted: w.GetTainted(),
-	}, nil
 }
 
 // SelectorsFromWire reads selectors of SPIRE's API, as a set.

@@ -32,6 +32,7 @@ import (
 	"github.com/credence-id/credence/pkg/server/healthapi"
 	"github.com/credence-id/credence/pkg/server/loggerapi"
 	"github.com/credence-id/credence/pkg/server/svidapi"
+	"github.com/credence-id/credence/pkg/server/trustdomainapi"
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/bolt"
 	"github.com/credence-id/credence/pkg/telemetry"
@@ -139,12 +140,14 @@ type control struct {
 	entry  *entryapi.Service
 	svids  *svidapi.Service
 	bundle *bundleapi.Service
+	trust  *trustdomainapi.Service
 	hub    *feedapi.Hub
 	health *healthapi.Service
 	own    *authorityapi.Service
 	debug  *debugapi.Service
 	logger *loggerapi.Service
 	chain  *chain
+	door   *door
 
 	listeners listeners
 	state     state
@@ -271,7 +274,10 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		Logger: k.log, Audit: record,
 	})
 	k.bundle = bundleapi.New(bundleapi.Config{
-		TrustDomain: td, Own: k.roots.bundle, Federated: k.index.Bundle, Fresh: k.fresh,
+		TrustDomain: td, Registry: k.registry, Index: k.index, Own: k.roots.bundle, Fresh: k.fresh, Logger: k.log, Audit: record,
+	})
+	k.trust = trustdomainapi.New(trustdomainapi.Config{
+		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh, Logger: k.log, Audit: record,
 	})
 	k.own = authorityapi.New(authorityapi.Config{
 		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Audit: record,
@@ -290,7 +296,18 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	if err != nil {
 		return err
 	}
-	k.chain = &chain{metrics: calls, log: k.log, gate: &gate{
+	rates, err := newLimits(k.settings.RateLimit, k.metrics, k.log)
+	if err != nil {
+		return err
+	}
+	proxies, err := k.settings.proxies()
+	if err != nil {
+		return keyError("server.proxy_protocol_trusted_cidrs", "%w", err)
+	}
+	if k.door, err = newDoor(proxies, openFiles(), k.metrics, k.log); err != nil {
+		return err
+	}
+	k.chain = &chain{metrics: calls, limits: rates, log: k.log, gate: &gate{
 		roots: k.roots, admins: admins, index: k.index, agents: k.agents, audit: record,
 	}}
 	return nil

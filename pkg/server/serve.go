@@ -14,6 +14,7 @@ import (
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -49,6 +50,7 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 		grpc.Creds(creds),
 		grpc.UnaryInterceptor(k.chain.unary),
 		grpc.StreamInterceptor(k.chain.stream),
+		grpc.InTapHandle(tapIn),
 		grpc.MaxRecvMsgSize(maxRecv),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -62,6 +64,7 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 	bundlev1.RegisterBundleServer(srv, k.bundle)
 	entryv1.RegisterEntryServer(srv, k.entry)
 	svidv1.RegisterSVIDServer(srv, k.svids)
+	trustdomainv1.RegisterTrustDomainServer(srv, k.trust)
 	localauthorityv1.RegisterLocalAuthorityServer(srv, k.own)
 	debugv1.RegisterDebugServer(srv, k.debug)
 	loggerv1.RegisterLoggerServer(srv, k.logger)
@@ -74,7 +77,8 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 // socket.
 func (k *control) servers() (overTLS, admin *grpc.Server) {
 	cfg := k.svid.tlsConfig(k.settings, k.roots)
-	return k.newGRPC(newTLSCredentials(cfg)), k.newGRPC(localCredentials{})
+	overTLS = k.newGRPC(tlsCredentials{TransportCredentials: credentials.NewTLS(cfg), door: k.door})
+	return overTLS, k.newGRPC(localCredentials{})
 }
 
 // serveOn serves until the server is stopped, which may be before it began.

@@ -164,10 +164,19 @@ func (c *changes) step(t *testing.T) {
 			t.Error(err)
 		}
 	case 11:
-		err := reg.DeleteBundle(ctx, foreign[c.rnd.IntN(len(foreign))])
-		if err != nil && !errors.Is(err, registry.ErrNotFound) && !errors.Is(err, registry.ErrInvalid) {
-			t.Error(err)
-		}
+		c.deleteBundle(t)
+	}
+}
+
+func (c *changes) deleteBundle(t *testing.T) {
+	fresh := func(context.Context) error {
+		c.world.Fresh(t)
+		return nil
+	}
+	mode := registry.DeleteMode(c.rnd.IntN(3))
+	err := c.world.Registry.DeleteBundle(t.Context(), foreign[c.rnd.IntN(len(foreign))], mode, c.world.Index, fresh)
+	if _, federated := errors.AsType[*registry.FederatedError](err); err != nil && !federated && !errors.Is(err, registry.ErrNotFound) {
+		t.Error(err)
 	}
 }
 

@@ -34,6 +34,7 @@ var kinds = []struct {
 	{registry.ErrInvalid, codes.InvalidArgument, ""},
 	{registry.ErrNotFound, codes.NotFound, ""},
 	{registry.ErrExists, codes.AlreadyExists, ""},
+	{registry.ErrConflict, codes.Aborted, ""},
 	{registry.ErrBanned, codes.PermissionDenied, ""},
 	{registry.ErrTokenRefused, codes.InvalidArgument, "join token does not exist or has already been used"},
 	{store.ErrUnavailable, codes.Unavailable, "the store is not available now: try again"},

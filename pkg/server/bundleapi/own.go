@@ -1,0 +1,123 @@
+package bundleapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/server/rpcerr"
+)
+
+// AppendBundle adds authorities to the bundle of this server's trust domain.
+// What the bundle has already stays as it is.
+func (s *Service) AppendBundle(ctx context.Context, req *bundlev1.AppendBundleRequest) (*types.Bundle, error) {
+	if len(req.GetX509Authorities())+len(req.GetJwtAuthorities())+len(req.GetWitAuthorities()) == 0 {
+		return nil, rpcerr.New(codes.InvalidArgument, "no authorities to append")
+	}
+	add, err := s.own(&types.Bundle{
+		X509Authorities: req.GetX509Authorities(), JwtAuthorities: req.GetJwtAuthorities(), WitAuthorities: req.GetWitAuthorities(),
+	})
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "failed to convert authority")
+	}
+	b, err := s.append(ctx, "bundle.append", add)
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "failed to append bundle")
+	}
+	return show(b, req.GetOutputMask()), nil
+}
+
+// PublishJWTAuthority adds the key that a downstream server signs JWT-SVIDs
+// with to the bundle, and returns all such keys.
+func (s *Service) PublishJWTAuthority(ctx context.Context, req *bundlev1.PublishJWTAuthorityRequest) (*bundlev1.PublishJWTAuthorityResponse, error) {
+	if req.GetJwtAuthority() == nil {
+		return nil, rpcerr.New(codes.InvalidArgument, "missing JWT authority")
+	}
+	add, err := s.own(&types.Bundle{JwtAuthorities: []*types.JWTKey{req.GetJwtAuthority()}})
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "invalid JWT authority")
+	}
+	b, err := s.append(ctx, "bundle.publish_jwt", add)
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "failed to publish JWT key")
+	}
+	return &bundlev1.PublishJWTAuthorityResponse{JwtAuthorities: b.ToWire().GetJwtAuthorities()}, nil
+}
+
+// PublishWITAuthority is PublishJWTAuthority for WIT-SVIDs.
+func (s *Service) PublishWITAuthority(ctx context.Context, req *bundlev1.PublishWITAuthorityRequest) (*bundlev1.PublishWITAuthorityResponse, error) {
+	if req.GetWitAuthority() == nil {
+		return nil, rpcerr.New(codes.InvalidArgument, "missing WIT authority")
+	}
+	add, err := s.own(&types.Bundle{WitAuthorities: []*types.WITKey{req.GetWitAuthority()}})
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "invalid WIT authority")
+	}
+	b, err := s.append(ctx, "bundle.publish_wit", add)
+	if err != nil {
+		return nil, rpcerr.Prefix(err, "failed to publish WIT key")
+	}
+	return &bundlev1.PublishWITAuthorityResponse{WitAuthorities: b.ToWire().GetWitAuthorities()}, nil
+}
+
+// own reads authorities for this server's own bundle.
+func (s *Service) own(w *types.Bundle) (*registry.Bundle, error) {
+	w.TrustDomain = s.cfg.TrustDomain.Name()
+	return registry.BundleFromWire(w)
+}
+
+func (s *Service) append(ctx context.Context, action string, add *registry.Bundle) (*registry.Bundle, error) {
+	done := s.cfg.Audit.Begin(ctx, event(ctx, action, s.cfg.TrustDomain.Name(), authorities(add)...))
+	b, err := s.cfg.Registry.AppendBundle(ctx, add)
+	if errors.Is(err, registry.ErrNotFound) {
+		err = errNotFound
+	}
+	done(err)
+	if err != nil {
+		return nil, err
+	}
+	s.settle(ctx)
+	return b, nil
+}
+
+// maxListed is how many authorities of a kind an audit record names.
+const maxListed = 8
+
+// authorities are the attributes that name what a bundle trusts: certificates by
+// the SHA-256 of their DER form, keys by their IDs.
+func authorities(b *registry.Bundle) []slog.Attr {
+	var certs, jwt, wit []string
+	for _, a := range b.X509Authorities {
+		sum := sha256.Sum256(a.DER)
+		certs = append(certs, hex.EncodeToString(sum[:]))
+	}
+	for _, a := range b.JWTAuthorities {
+		jwt = append(jwt, a.KeyID)
+	}
+	for _, a := range b.WITAuthorities {
+		wit = append(wit, a.KeyID)
+	}
+	var attrs []slog.Attr
+	for _, kind := range []struct {
+		count, names string
+		list         []string
+	}{
+		{"x509_authorities", "x509_authority_sha256", certs}, {"jwt_authorities", "jwt_authority_key_id", jwt}, {"wit_authorities", "wit_authority_key_id", wit},
+	} {
+		if len(kind.list) == 0 {
+			continue
+		}
+		attrs = append(attrs, slog.Int(kind.count, len(kind.list)))
+		for _, name := range kind.list[:min(len(kind.list), maxListed)] {
+			attrs = append(attrs, slog.String(kind.names, name))
+		}
+	}
+	return attrs
+}
