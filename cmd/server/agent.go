@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
 	"github.com/credence-id/credence/pkg/cli"
@@ -32,17 +31,11 @@ func agentList(p cli.Persona) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		all := &agentv1.ListAgentsResponse{}
-		for token := ""; ; {
-			page, err := agentv1.NewAgentClient(conn).ListAgents(ctx, &agentv1.ListAgentsRequest{PageSize: agentPage, PageToken: token, Filter: filter})
-			if err != nil {
-				return err
-			}
-			all.Agents = append(all.Agents, page.GetAgents()...)
-			if token = page.GetNextPageToken(); token == "" {
-				break
-			}
+		agents, err := listAgents(ctx, agentv1.NewAgentClient(conn), filter, nil)
+		if err != nil {
+			return err
 		}
+		all := &agentv1.ListAgentsResponse{Agents: agents}
 		return format.Print(cmd.OutOrStdout(), func(w io.Writer) error {
 			out := printer{w: w}
 			if len(all.GetAgents()) == 0 {
@@ -59,6 +52,21 @@ func agentList(p cli.Persona) *cobra.Command {
 	format = cli.OutputFlag(cmd.Flags())
 	f = newAgentFilter(cmd.Flags())
 	return cmd
+}
+
+// listAgents asks for all agents that a filter lets through, page by page.
+func listAgents(ctx context.Context, client agentv1.AgentClient, filter *agentv1.ListAgentsRequest_Filter, mask *types.AgentMask) ([]*types.Agent, error) {
+	var all []*types.Agent
+	for token := ""; ; {
+		page, err := client.ListAgents(ctx, &agentv1.ListAgentsRequest{PageSize: agentPage, PageToken: token, Filter: filter, OutputMask: mask})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.GetAgents()...)
+		if token = page.GetNextPageToken(); token == "" {
+			return all, nil
+		}
+	}
 }
 
 func agentCount(p cli.Persona) *cobra.Command {
@@ -169,8 +177,8 @@ func newAgentFilter(flags *pflag.FlagSet) *agentFilter {
 	flags.StringVar(&f.matchSelectorsOn, "matchSelectorsOn", "superset", "how selectors match: "+matches)
 	flags.StringVar(&f.attestationType, "attestationType", "", "agents attested this way, such as join_token")
 	flags.StringVar(&f.expiresBefore, "expiresBefore", "", "agents whose SVID expires before (format: \""+expiresBeforeLayout+"\")")
-	flags.StringVar(&f.banned, "banned", "", "true: banned agents; false: the others")
-	flags.StringVar(&f.again, "canReattest", "", "true: agents that can attest again; false: the others")
+	flags.StringVar(&f.banned, "banned", "", "true: banned agents; false: the others; anything else: all")
+	flags.StringVar(&f.again, "canReattest", "", "true: agents that can attest again; false: the others; anything else: all")
 	return f
 }
 
@@ -179,22 +187,33 @@ func (f *agentFilter) build() (*agentv1.ListAgentsRequest_Filter, error) {
 		ByAttestationType: f.attestationType, ByExpiresBefore: f.expiresBefore,
 		ByBanned: optionalBool(f.banned), ByCanReattest: optionalBool(f.again),
 	}
+	if len(f.selectors) > 0 {
+		match, ok := matchNamed(f.matchSelectorsOn, types.SelectorMatch_MatchBehavior_value)
+		if !ok {
+			return nil, cli.Hint(errors.New("unsupported match behavior"), "-matchSelectorsOn is "+matches)
+		}
+		selectors, err := parseSelectors(f.selectors, func(text string, err error) error {
+			return fmt.Errorf("error parsing selector %q: %w", text, err)
+		})
+		if err != nil {
+			return nil, err
+		}
+		filter.BySelectorMatch = &types.SelectorMatch{Selectors: selectors, Match: types.SelectorMatch_MatchBehavior(match)}
+	}
 	if f.expiresBefore != "" {
 		if _, err := time.Parse(expiresBeforeLayout, f.expiresBefore); err != nil {
-			return nil, fmt.Errorf("-expiresBefore: date is not valid: %w", err)
+			return nil, cli.Hint(fmt.Errorf("date is not valid: %w", err), "-expiresBefore is a date such as \"2030-01-31 23:59:59 +0000 +00\"")
 		}
 	}
-	var err error
-	filter.BySelectorMatch, err = selectorMatch(f.selectors, f.matchSelectorsOn)
-	return filter, err
+	return filter, nil
 }
 
-// optionalBool is nil for anything but a boolean, which SPIRE's flags take to
-// mean all agents.
+// optionalBool is nil for anything but true and false, which SPIRE's flags take
+// to mean all agents.
 func optionalBool(text string) *wrapperspb.BoolValue {
-	b, err := strconv.ParseBool(text)
-	if err != nil {
-		return nil
+	switch text {
+	case "true", "false":
+		return wrapperspb.Bool(text == "true")
 	}
-	return wrapperspb.Bool(b)
+	return nil
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
-	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,11 +30,12 @@ func verb(p cli.Persona, name, short string, do func(context.Context, *cobra.Com
 	return cmd
 }
 
-// parseID reads a SPIFFE ID given by the named flag.
+// parseID reads a SPIFFE ID given by the named flag. Like that of all mistakes
+// in flags, the text of the error is SPIRE's, and the hint says more.
 func parseID(flag, text string) (*types.SPIFFEID, error) {
 	id, err := spiffeid.FromString(text)
 	if err != nil {
-		return nil, cli.Hint(fmt.Errorf("-%s %q: %w", flag, text, err), "a SPIFFE ID looks like spiffe://example.org/path")
+		return nil, cli.Hint(err, fmt.Sprintf("-%s %q has to look like spiffe://example.org/path", flag, text))
 	}
 	return &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}, nil
 }
@@ -46,34 +47,45 @@ func idText(id *types.SPIFFEID) string {
 	return "spiffe://" + id.GetTrustDomain() + id.GetPath()
 }
 
-// parseSelectors reads -selector values.
-func parseSelectors(texts []string) ([]*types.Selector, error) {
+// parseSelector reads a value of -selector. What a type and a value may be is
+// for the server to say.
+func parseSelector(text string) (*types.Selector, error) {
+	kind, value, ok := strings.Cut(text, ":")
+	if !ok {
+		return nil, cli.Hint(fmt.Errorf("selector %q must be formatted as type:value", text), "such as -selector unix:uid:1000")
+	}
+	return &types.Selector{Type: kind, Value: value}, nil
+}
+
+// parseSelectors reads the values of -selector; problem says of one that is
+// wrong what the verb's errors begin with.
+func parseSelectors(texts []string, problem func(text string, err error) error) ([]*types.Selector, error) {
 	out := make([]*types.Selector, 0, len(texts))
 	for _, text := range texts {
-		s, err := attest.ParseSelector(text)
+		s, err := parseSelector(text)
 		if err != nil {
-			return nil, fmt.Errorf("-selector: %w", err)
+			return nil, problem(text, err)
 		}
-		out = append(out, &types.Selector{Type: s.Type, Value: s.Value})
+		out = append(out, s)
 	}
 	return out, nil
 }
 
-// selectorMatch reads -selector and -matchSelectorsOn; nil when there is no
-// selector.
-func selectorMatch(texts []string, on string) (*types.SelectorMatch, error) {
-	if len(texts) == 0 {
-		return nil, nil
+// readFile reads the file at path, which is standard input if that is a dash.
+func readFile(stdin io.Reader, path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(stdin)
 	}
-	match, err := matchNamed("matchSelectorsOn", on, types.SelectorMatch_MatchBehavior_value)
-	if err != nil {
-		return nil, err
+	return os.ReadFile(path)
+}
+
+// toInt32 narrows a number for SPIRE's API, and refuses one that is too large
+// in SPIRE's words.
+func toInt32[N ~int | ~int64](n N) (int32, error) {
+	if N(int32(n)) != n {
+		return 0, fmt.Errorf("overflow converting %T(%v) to int32", n, n)
 	}
-	selectors, err := parseSelectors(texts)
-	if err != nil {
-		return nil, err
-	}
-	return &types.SelectorMatch{Selectors: selectors, Match: types.SelectorMatch_MatchBehavior(match)}, nil
+	return int32(n), nil
 }
 
 // printer writes lines and keeps the first error.
@@ -101,10 +113,7 @@ const matches = "exact, any, superset or subset"
 
 // matchNamed looks a word of a -match… flag up in the names of an enum of
 // SPIRE's API, which are MATCH_ and the word.
-func matchNamed(flag, word string, values map[string]int32) (int32, error) {
-	v, ok := values["MATCH_"+strings.ToUpper(word)]
-	if !ok {
-		return 0, fmt.Errorf("-%s: %q is not a way to match; use %s", flag, word, matches)
-	}
-	return v, nil
+func matchNamed(word string, values map[string]int32) (match int32, ok bool) {
+	match, ok = values["MATCH_"+strings.ToUpper(word)]
+	return match, ok && word == strings.ToLower(word)
 }

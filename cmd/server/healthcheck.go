@@ -21,7 +21,14 @@ func healthcheckCommand(p cli.Persona) *cobra.Command {
 		}
 		resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 		if err != nil {
-			return errors.Join(errors.New("server is unhealthy: unable to determine health"), err)
+			if *verbose {
+				fmt.Fprintf(cmd.ErrOrStderr(), "Failed to check health: %v\n", err)
+			}
+			unknown := errors.New("server is unhealthy: unable to determine health")
+			if p.SPIRE {
+				return unknown // SPIRE keeps the reason for -verbose.
+			}
+			return fmt.Errorf("%w: %w", unknown, err)
 		}
 		if resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
 			return cli.Hint(fmt.Errorf("server is unhealthy: server returned status %q", resp.GetStatus()), "the server's log says why")

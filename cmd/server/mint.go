@@ -7,7 +7,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,7 +19,6 @@ import (
 	"github.com/credence-id/credence/pkg/atomicfile"
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
@@ -49,10 +47,7 @@ func x509Mint(p cli.Persona) *cobra.Command {
 		if *dir != "" {
 			return m.write(cmd.OutOrStdout(), *dir)
 		}
-		if format.IsJSON() {
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(m) //nolint:gosec // the key is what was asked for
-		}
-		return m.print(cmd.OutOrStdout())
+		return format.PrintValue(cmd.OutOrStdout(), m.print, m)
 	})
 	format = cli.OutputFlag(cmd.Flags())
 	spiffeID = cmd.Flags().String("spiffeID", "", "the SPIFFE ID to issue")
@@ -67,9 +62,13 @@ func mintX509(ctx context.Context, conn grpc.ClientConnInterface, spiffeID strin
 	if spiffeID == "" {
 		return nil, none, errors.New("spiffeID must be specified")
 	}
-	id, err := spiffeid.FromString(spiffeID)
+	id, err := parseID("spiffeID", spiffeID)
 	if err != nil {
-		return nil, none, fmt.Errorf("-spiffeID %q: %w", spiffeID, err)
+		return nil, none, err
+	}
+	seconds, err := wholeSeconds(ttl)
+	if err != nil {
+		return nil, none, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -79,17 +78,23 @@ func mintX509(ctx context.Context, conn grpc.ClientConnInterface, spiffeID strin
 	if err != nil {
 		return nil, none, fmt.Errorf("encoding the key: %w", err)
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id.URL()}, DNSNames: dns}, key)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: id.GetTrustDomain(), Path: id.GetPath()}}, DNSNames: dns}, key)
 	if err != nil {
 		return nil, none, fmt.Errorf("making a CSR: %w", err)
 	}
-	resp, err := svidv1.NewSVIDClient(conn).MintX509SVID(ctx, &svidv1.MintX509SVIDRequest{Csr: csr, Ttl: wholeSeconds(ttl)})
+	resp, err := svidv1.NewSVIDClient(conn).MintX509SVID(ctx, &svidv1.MintX509SVIDRequest{Csr: csr, Ttl: seconds})
 	if err != nil {
 		return nil, none, fmt.Errorf("unable to mint SVID: %w", err)
+	}
+	if len(resp.GetSvid().GetCertChain()) == 0 {
+		return nil, none, errors.New("server response missing SVID chain")
 	}
 	bundle, err := bundlev1.NewBundleClient(conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
 	if err != nil {
 		return nil, none, fmt.Errorf("unable to get bundle: %w", err)
+	}
+	if len(bundle.GetX509Authorities()) == 0 {
+		return nil, none, errors.New("server response missing X509 Authorities")
 	}
 	m := &minted{X509SVID: resp.GetSvid().GetCertChain(), PrivateKey: pkcs8, RootCAs: authorities(bundle)}
 	return m, time.Unix(resp.GetSvid().GetExpiresAt(), 0), nil
@@ -119,17 +124,17 @@ func (m *minted) write(w io.Writer, dir string) error {
 	}
 	out := printer{w: w}
 	for _, f := range []struct {
-		what, name string
-		data       []byte
-		private    bool
-	}{{"X509-SVID", "svid.pem", svid, false}, {"Private key", "key.pem", key, true}, {"Root CAs", "bundle.pem", roots, false}} {
+		what, short, name string
+		data              []byte
+		perm              os.FileMode
+	}{
+		{"X509-SVID", "SVID", "svid.pem", svid, 0o644},
+		{"Private key", "key", "key.pem", key, 0o600},
+		{"Root CAs", "bundle", "bundle.pem", roots, 0o644},
+	} {
 		path := filepath.Join(dir, f.name)
-		perm := os.FileMode(0o644)
-		if f.private {
-			perm = 0o600
-		}
-		if err := atomicfile.Write(path, f.data, perm); err != nil {
-			return err
+		if err := atomicfile.Write(path, f.data, f.perm); err != nil {
+			return fmt.Errorf("unable to write %s: %w", f.short, err)
 		}
 		out.printf("%s written to %s\n", f.what, path)
 	}
@@ -152,16 +157,23 @@ func jwtMint(p cli.Persona) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		resp, err := svidv1.NewSVIDClient(conn).MintJWTSVID(ctx, &svidv1.MintJWTSVIDRequest{Id: id, Audience: *audience, Ttl: wholeSeconds(*ttl)})
+		seconds, err := wholeSeconds(*ttl)
+		if err != nil {
+			return err
+		}
+		resp, err := svidv1.NewSVIDClient(conn).MintJWTSVID(ctx, &svidv1.MintJWTSVIDRequest{Id: id, Audience: *audience, Ttl: seconds})
 		if err != nil {
 			return fmt.Errorf("unable to mint SVID: %w", err)
+		}
+		if resp.GetSvid().GetToken() == "" {
+			return errors.New("server response missing token")
 		}
 		if err := warnCapped(cmd.ErrOrStderr(), "JWT-SVID", time.Unix(resp.GetSvid().GetExpiresAt(), 0), *ttl); err != nil {
 			return err
 		}
 		if *file != "" {
 			if err := atomicfile.Write(*file, []byte(resp.GetSvid().GetToken()), 0o600); err != nil {
-				return err
+				return fmt.Errorf("unable to write token: %w", err)
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "JWT-SVID written to %s\n", *file)
 			return err
@@ -180,10 +192,16 @@ func jwtMint(p cli.Persona) *cobra.Command {
 }
 
 // wholeSeconds rounds up.
-func wholeSeconds(d time.Duration) int32 {
-	return int32(min((d+time.Second-1)/time.Second, 1<<31-1))
+func wholeSeconds(ttl time.Duration) (int32, error) {
+	seconds, err := toInt32((ttl + time.Second - 1) / time.Second)
+	if err != nil {
+		return 0, fmt.Errorf("invalid value for TTL: %w", err)
+	}
+	return seconds, nil
 }
 
+// warnCapped says if an SVID lives shorter than asked for. Less than a second
+// shorter is no news: SVIDs end at whole seconds.
 func warnCapped(w io.Writer, what string, expires time.Time, ttl time.Duration) error {
 	if time.Until(expires) >= ttl-time.Second {
 		return nil

@@ -1,6 +1,12 @@
 package main
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/credence-id/credence/pkg/server"
 	"github.com/spf13/cobra"
@@ -27,6 +33,7 @@ func newSettings(flags *pflag.FlagSet) *settings {
 	flags.StringVar(&s.set.TrustDomain, "trustDomain", "", "overrides server.trust_domain")
 	flags.StringVar(&s.set.LogFile, "logFile", "", "overrides server.log_file")
 	flags.StringVar(&s.set.LogFormat, "logFormat", "", "overrides server.log_format: text or json")
+	flags.BoolVar(&s.set.LogSourceLocation, "logSourceLocation", false, "overrides server.log_source_location: file and line in each log line")
 	flags.StringVar(&s.set.LogLevel, "logLevel", "", "overrides server.log_level: debug, info, warn or error")
 	return s
 }
@@ -34,6 +41,10 @@ func newSettings(flags *pflag.FlagSet) *settings {
 // load reads the file, applies the flags that were given, and validates.
 func (s *settings) load() (*server.Config, error) {
 	c, err := server.Load(s.path, s.expandEnv)
+	if errors.Is(err, fs.ErrNotExist) {
+		path, _ := filepath.Abs(s.path) //nolint:errcheck // without it the path is the one that was given
+		return nil, fmt.Errorf("could not find config file %s: please use the -config flag", cmp.Or(path, s.path))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -47,6 +58,8 @@ func (s *settings) load() (*server.Config, error) {
 		"logFile":     func() { to.LogFile = s.set.LogFile },
 		"logFormat":   func() { to.LogFormat = s.set.LogFormat },
 		"logLevel":    func() { to.LogLevel = s.set.LogLevel },
+
+		"logSourceLocation": func() { to.LogSourceLocation = s.set.LogSourceLocation },
 	}
 	s.flags.Visit(func(f *pflag.Flag) {
 		if do, ok := apply[f.Name]; ok {
@@ -70,5 +83,5 @@ func runCommand(cli.Persona) *cobra.Command {
 		}
 		return srv.Run(cmd.Context())
 	}
-	return cmd
+	return cli.BareErrors(cmd)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"github.com/credence-id/credence/pkg/cli"
@@ -13,15 +14,17 @@ import (
 func tokenGenerate(p cli.Persona) *cobra.Command {
 	var format *cli.Format
 	var spiffeID *string
-	var ttl *int32
+	var ttl *int
 	cmd := verb(p, "generate", "Make a join token, with which one agent can attest", func(ctx context.Context, cmd *cobra.Command, conn grpc.ClientConnInterface) error {
-		req := &agentv1.CreateJoinTokenRequest{Ttl: *ttl}
+		req := &agentv1.CreateJoinTokenRequest{}
+		var err error
 		if *spiffeID != "" {
-			id, err := parseID("spiffeID", *spiffeID)
-			if err != nil {
+			if req.AgentId, err = parseID("spiffeID", *spiffeID); err != nil {
 				return err
 			}
-			req.AgentId = id
+		}
+		if req.Ttl, err = toInt32(*ttl); err != nil {
+			return fmt.Errorf("invalid value for TTL: %w", err)
 		}
 		token, err := agentv1.NewAgentClient(conn).CreateJoinToken(ctx, req)
 		if err != nil {
@@ -38,6 +41,6 @@ func tokenGenerate(p cli.Persona) *cobra.Command {
 	})
 	format = cli.OutputFlag(cmd.Flags())
 	spiffeID = cmd.Flags().String("spiffeID", "", "a second SPIFFE ID for the agent, by an entry that goes with it")
-	ttl = cmd.Flags().Int32("ttl", 600, "how long the token may be used, in seconds")
+	ttl = cmd.Flags().Int("ttl", 600, "how long the token may be used, in seconds")
 	return cmd
 }

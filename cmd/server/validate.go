@@ -11,15 +11,16 @@ func validateCommand(p cli.Persona) *cobra.Command {
 	cmd := &cobra.Command{Use: "validate", Short: "Check a configuration file without running it", Args: cobra.NoArgs}
 	s := newSettings(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if _, err := s.load(); err != nil {
-			return err
+		_, err := s.load()
+		switch {
+		case err == nil && p.SPIRE:
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "SPIRE server configuration file is valid.")
+		case err == nil:
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "Credence server configuration file is valid.")
+		case p.SPIRE:
+			err = fmt.Errorf("SPIRE server configuration file is invalid: %w", err)
 		}
-		name := "Credence"
-		if p.SPIRE {
-			name = "SPIRE"
-		}
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s server configuration file is valid.\n", name)
 		return err
 	}
-	return cmd
+	return cli.BareErrors(cmd)
 }
