@@ -26,12 +26,25 @@ var (
 	ErrNotSocket = errors.New("path is taken by a file that is not a socket")
 )
 
+// Check says why [Listen] cannot use path, as far as that can be known without
+// listening; another process may have it. Missing directories are not looked at.
+func Check(path string) error {
+	if len(path) > maxPath {
+		return fmt.Errorf("listening on %s: the path has %d bytes, a Unix socket's has at most %d; choose a shorter one", path, len(path), maxPath)
+	}
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("listening on %s: %w; choose another path or remove it", path, ErrNotSocket)
+	}
+	return nil
+}
+
 // Listen creates path, with missing directories of mode dirPerm, and listens
 // on it with the given socket permissions. Closing the listener removes the
 // socket.
 func Listen(ctx context.Context, path string, perm, dirPerm fs.FileMode) (*net.UnixListener, error) {
-	if len(path) > maxPath {
-		return nil, fmt.Errorf("listening on %s: the path has %d bytes, a Unix socket's has at most %d; choose a shorter one", path, len(path), maxPath)
+	if err := Check(path); err != nil {
+		return nil, err
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, dirPerm); err != nil {

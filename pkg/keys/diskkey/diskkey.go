@@ -47,6 +47,14 @@ func New(path string) (*Manager, error) {
 	return m, nil
 }
 
+// Check says what [New] would refuse about the file at path. It only reads.
+func Check(path string) error {
+	if _, err := read(path); err != nil {
+		return fmt.Errorf("loading keys: %w", err)
+	}
+	return nil
+}
+
 // Name is "disk".
 func (*Manager) Name() string { return "disk" }
 

@@ -66,6 +66,38 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// Check says what [Open] would refuse about the file at path, and changes
+// nothing. That there is none, or that a process has it open, is no problem.
+func Check(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("store: %w", err)
+	}
+	if err := checkMode(path, info, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	db, err := openWith(path, &bbolt.Options{ReadOnly: true, Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	if errors.Is(err, store.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = guard(path, func() error {
+		return db.View(func(tx *bbolt.Tx) error {
+			if err := checkSize(tx, path); err != nil {
+				return err
+			}
+			_, err := readInfo(tx, path)
+			return err
+		})
+	})
+	return errors.Join(err, db.Close())
+}
+
 // load reads what is constant, and the revision.
 func (s *Store) load() (head store.Revision, err error) {
 	err = guard(s.cfg.Path, func() error {
@@ -203,13 +235,17 @@ func readInfo(tx *bbolt.Tx, path string) (store.Info, error) {
 
 // openFile opens the bbolt file and turns what can go wrong into clear errors.
 func openFile(path string, mmapSize int) (db *bbolt.DB, err error) {
+	return openWith(path, &bbolt.Options{
+		Timeout:         lockWait,
+		InitialMmapSize: mmapSize,
+		FreelistType:    bbolt.FreelistMapType,
+		NoStatistics:    true,
+	})
+}
+
+func openWith(path string, o *bbolt.Options) (db *bbolt.DB, err error) {
 	err = guard(path, func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:         lockWait,
-			InitialMmapSize: mmapSize,
-			FreelistType:    bbolt.FreelistMapType,
-			NoStatistics:    true,
-		})
+		db, err = bbolt.Open(path, 0o600, o)
 		return err
 	})
 	switch {
