@@ -42,7 +42,9 @@ func (a *Agent) Used(serial string) bool {
 // With a join token, the token is bound to the key in the same Update that makes
 // the agent: the same key may come again until the token expires, another key
 // never. Refusals are ErrTokenUnknown, ErrTokenExpired and ErrTokenUsed, all of
-// them ErrTokenRefused. A banned agent gets ErrBanned. Nothing is written then.
+// them ErrTokenRefused. A banned agent gets ErrBanned, whatever its token. One that
+// is there and whose evidence cannot be used again gets ErrEvidenceUsed. Nothing
+// is written then.
 // AttestedAt and AliasEntryID are set here. An agent that attests again keeps the
 // serial numbers it has, unless it is given one.
 func (r *Registry) AttestAgent(ctx context.Context, agent *Agent, token string, publicKey []byte) (*Agent, error) {
@@ -70,6 +72,15 @@ func (r *Registry) attest(tx store.RWTx, a *Agent, token string, publicKey []byt
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
+	switch {
+	case before == nil:
+	case before.Banned:
+		// Before the token is looked at: whoever comes back with it is told
+		// of the ban, and not that the token is used up.
+		return nil, ErrBanned
+	case token == "" && !a.CanReattest:
+		return nil, ErrEvidenceUsed
+	}
 	if token != "" {
 		alias, err := consume(tx, token, publicKey, before != nil, a.AttestedAt)
 		if err != nil {
@@ -79,9 +90,6 @@ func (r *Registry) attest(tx store.RWTx, a *Agent, token string, publicKey []byt
 	}
 	if before == nil {
 		return a, r.putAgent(tx, a)
-	}
-	if before.Banned {
-		return nil, ErrBanned
 	}
 	if token == "" {
 		a.AliasEntryID = before.AliasEntryID

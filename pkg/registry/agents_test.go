@@ -186,6 +186,16 @@ func TestAttestAgentRefuses(t *testing.T) {
 	if err := attest("banned", key); !errors.Is(err, ErrBanned) {
 		t.Errorf("banned agent: got %v", err)
 	}
+	if err := attest("banned", newKey()); !errors.Is(err, ErrBanned) {
+		t.Errorf("banned agent with another key: got %v", err)
+	}
+	once := newAgent("once")
+	once.CanReattest = false
+	for i, want := range []error{nil, ErrEvidenceUsed} {
+		if _, err := r.AttestAgent(t.Context(), once, "", nil); !errors.Is(err, want) {
+			t.Errorf("evidence for one use, time %d: got %v", i+1, err)
+		}
+	}
 	if _, err := r.AttestAgent(t.Context(), newAgent("banned"), "", nil); !errors.Is(err, ErrBanned) {
 		t.Errorf("banned agent without a token: got %v", err)
 	}

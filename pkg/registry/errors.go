@@ -20,6 +20,9 @@ var (
 	ErrConflict = errors.New("others keep changing the same")
 	// ErrBanned is returned when attesting or updating a banned agent.
 	ErrBanned = errors.New("agent is banned")
+	// ErrEvidenceUsed is returned by AttestAgent for an agent that is there, by
+	// a method that trusts on first use only. Deleting the agent lets it in.
+	ErrEvidenceUsed = errors.New("attestation data has already been used to attest an agent")
 	// ErrTokenRefused is what a client may know of a join token that does not
 	// let it in; the three below say why and are for the log.
 	ErrTokenRefused = errors.New("join token refused")

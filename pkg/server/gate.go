@@ -22,6 +22,8 @@ import (
 // of those.
 const agentPaths = "/spire/agent/"
 
+func isAgent(id spiffeid.ID) bool { return strings.HasPrefix(id.Path(), agentPaths) }
+
 // indexWait is how long a call waits for the index to hold what it needs.
 const indexWait = 10 * time.Second
 
@@ -83,7 +85,7 @@ func (g *gate) identify(ctx context.Context, method string) (pass, error) {
 func (g *gate) name(ctx context.Context, p *pass) error {
 	id, err := p.client.identify(g.roots, time.Now())
 	if err != nil {
-		return errCertificate(err)
+		return g.notValidNow(p.client, err)
 	}
 	leaf := p.client.chain[0]
 	p.caller.ID, p.caller.Serial = id, leaf.SerialNumber.String()
@@ -96,7 +98,7 @@ func (g *gate) name(ctx context.Context, p *pass) error {
 	if err := g.index.WaitFor(waiting, 0); err != nil {
 		return rpcerr.Hide(err, codes.Unavailable, "the server is still reading its store: try again")
 	}
-	if strings.HasPrefix(id.Path(), agentPaths) {
+	if isAgent(id) {
 		return g.nameAgent(ctx, p)
 	}
 	g.nameWorkload(&p.caller)
@@ -146,11 +148,19 @@ func (g *gate) again(p pass) error {
 		return nil
 	}
 	if _, err := p.client.identify(g.roots, time.Now()); err != nil {
-		return errCertificate(err)
+		return g.notValidNow(p.client, err)
 	}
 	return nil
 }
 
-func errCertificate(err error) error {
+// notValidNow refuses a certificate that was good when its connection was made.
+// An agent whose SVID has ended is told so in SPIRE's way, on which it attests
+// again.
+func (g *gate) notValidNow(c *client, err error) error {
+	if end := c.chain[0].NotAfter; time.Now().After(end) {
+		if v, invalid := g.roots.verify(c.chain, end); invalid == nil && isAgent(v.id) {
+			return agentapi.ExpiredError(v.id)
+		}
+	}
 	return rpcerr.New(codes.Unauthenticated, "client certificate is not valid now: %v", err)
 }

@@ -126,11 +126,6 @@ func (s *Service) admit(ctx context.Context, method string, found node.Result, k
 	if err != nil {
 		return nil, fmt.Errorf("encoding the agent's public key: %w", err)
 	}
-	if !found.CanReattest && found.JoinToken == "" {
-		if err := s.firstUse(ctx, found); err != nil {
-			return nil, err
-		}
-	}
 	id := found.AgentID
 	if _, err := s.cfg.Registry.AttestAgent(ctx, &registry.Agent{
 		ID: id, AttestationType: method, Selectors: found.Selectors, CanReattest: found.CanReattest,
@@ -151,22 +146,6 @@ func (s *Service) admit(ctx context.Context, method string, found node.Result, k
 		a.Issued(out.Serial, out.NotAfter)
 		return nil
 	})
-}
-
-// errUsedEvidence is SPIRE's answer to evidence that is good for one agent and
-// once.
-var errUsedEvidence = errors.New("attestation data has already been used to attest an agent")
-
-// firstUse refuses evidence that is trusted on first use only, the second time.
-func (s *Service) firstUse(ctx context.Context, found node.Result) error {
-	_, err := s.cfg.Registry.LoadAgent(ctx, found.AgentID)
-	switch {
-	case errors.Is(err, registry.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
-	}
-	return errUsedEvidence
 }
 
 // checkResult holds a verifier to its contract: a method cannot name agents of
@@ -241,8 +220,8 @@ func admitError(err error) error {
 		return rpcerr.Hide(err, codes.InvalidArgument, "failed to attest: join token does not exist or has already been used")
 	case errors.Is(err, registry.ErrBanned):
 		return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_BANNED, "failed to attest: agent is banned")
-	case errors.Is(err, errUsedEvidence):
-		return rpcerr.New(codes.PermissionDenied, "failed to attest: %v", err)
+	case errors.Is(err, registry.ErrEvidenceUsed):
+		return rpcerr.New(codes.PermissionDenied, "failed to attest: %v", registry.ErrEvidenceUsed)
 	}
 	return fmt.Errorf("admitting an agent: %w", err)
 }

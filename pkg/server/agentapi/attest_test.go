@@ -420,6 +420,55 @@ func TestAttestFirstUse(t *testing.T) {
 	if _, err := attestOver(t.Context(), conn, req()); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("the second time: %v, want PermissionDenied", err)
 	}
+	id := &types.SPIFFEID{TrustDomain: "example.org", Path: "/spire/agent/puzzle/one"}
+	if _, err := agentv1.NewAgentClient(w.Local(t)).DeleteAgent(t.Context(), &agentv1.DeleteAgentRequest{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	// Evicting lets it in; once, however many come at the same time.
+	var admitted atomic.Int32
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			switch _, err := attestOver(t.Context(), conn, req()); status.Code(err) {
+			case codes.OK:
+				admitted.Add(1)
+			case codes.PermissionDenied:
+			default:
+				t.Errorf("at once: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	if n := admitted.Load(); n != 1 {
+		t.Errorf("after it was evicted, %d of 16 were let in, want 1", n)
+	}
+}
+
+// TestAttestBannedByToken: whoever comes back with the token of a banned agent,
+// with another key even, hears of the ban and not of the token.
+func TestAttestBannedByToken(t *testing.T) {
+	t.Parallel()
+	w := world(t, apitest.Options{})
+	conn, tok := w.Dial(t, nil), token(t, w, nil)
+	got, err := attestOver(t.Context(), conn, params("join_token", tok, apitest.CSR(t, apitest.NewKey(t), x509.CertificateRequest{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := agentv1.NewAgentClient(w.Local(t))
+	if _, err := admin.BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: got.GetSvid().GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	again := params("join_token", tok, apitest.CSR(t, apitest.NewKey(t), x509.CertificateRequest{}))
+	if _, err := attestOver(t.Context(), conn, again); reason(err) != types.PermissionDeniedDetails_AGENT_BANNED ||
+		!strings.HasPrefix(status.Convert(err).Message(), "failed to attest: agent is banned") {
+		t.Errorf("while it is banned: %v", err)
+	}
+	if _, err := admin.DeleteAgent(t.Context(), &agentv1.DeleteAgentRequest{Id: got.GetSvid().GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attestOver(t.Context(), conn, again); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("after the ban was lifted, with a token that is used up: %v, want InvalidArgument", err)
+	}
 }
 
 func TestAttestBanned(t *testing.T) {

@@ -67,7 +67,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, cert *
 
 func (a *Authenticator) authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (*registry.Agent, error) {
 	if time.Now().After(cert.NotAfter) {
-		return nil, errExpired(id)
+		return nil, ExpiredError(id)
 	}
 	serial := cert.SerialNumber.String()
 	agent, ok := a.index.Agent(id)
@@ -134,7 +134,7 @@ func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, cert *x509.Cer
 		return nil, nil, fmt.Errorf("waiting for the agent's record: %w", err)
 	}
 	ctx, end := context.WithCancelCause(ctx)
-	ctx, cancel := context.WithDeadlineCause(ctx, cert.NotAfter, errExpired(id))
+	ctx, cancel := context.WithDeadlineCause(ctx, cert.NotAfter, ExpiredError(id))
 	h := &hold{serial: cert.SerialNumber.String(), end: end}
 	a.add(id, h)
 	release = func() {
@@ -211,7 +211,8 @@ func (a *Authenticator) judge(id spiffeid.ID, now *registry.Agent) {
 	}
 }
 
-func errExpired(id spiffeid.ID) error {
+// ExpiredError refuses an agent whose certificate has ended.
+func ExpiredError(id spiffeid.ID) error {
 	return rpcerr.Denied(types.PermissionDeniedDetails_AGENT_EXPIRED, "agent %q SVID is expired", id)
 }
 
