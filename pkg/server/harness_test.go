@@ -33,6 +33,8 @@ func testConfig(t testing.TB) Config {
 			TrustDomain: testDomain,
 			DataDir:     filepath.Join(dir, "data"),
 			SocketPath:  filepath.Join(dir, "api.sock"),
+			// Tests attest many agents from one address.
+			RateLimit: RateLimit{Attestation: new(bool)},
 		},
 		Plugins: config.Plugins{plugin(typeKeyManager, "memory")},
 	}

@@ -9,24 +9,44 @@ import (
 	"sync"
 	"time"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/credence-id/credence/pkg/connlimit"
 	"github.com/credence-id/credence/pkg/policy"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
 	"github.com/credence-id/credence/pkg/telemetry"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 )
 
-// callTimeout bounds a unary call whose client set no deadline of its own, or a
-// longer one.
-const callTimeout = time.Minute
+// Time that a call may take when its client set no deadline of its own, or a
+// later one, from its headers on: the rest of its message may never come.
+const (
+	callTimeout = time.Minute
+	syncTimeout = 10 * time.Minute
+)
+
+// timeouts are those of streams; 0: none.
+var timeouts = map[string]time.Duration{
+	entryv1.Entry_SyncAuthorizedEntries_FullMethodName: syncTimeout,
+	agentv1.Agent_AttestAgent_FullMethodName:           0, // It has one of its own.
+	feedv1.Feed_Watch_FullMethodName:                   0, // It ends with the agent's authority.
+	healthv1.Health_Watch_FullMethodName:               0,
+}
 
 // chain is what every call on every listener passes, from the outside in:
 // count and time it, map its error, catch a panic, find out who calls and
 // whether they may, then the handler.
 type chain struct {
 	gate    *gate
+	limits  *limits
 	metrics *callMetrics
 	log     *slog.Logger
 	// ending has the handlers of agents' streams. Each ends with its stream, or
@@ -34,11 +54,30 @@ type chain struct {
 	ending sync.WaitGroup
 }
 
+// tapIn is gRPC's hook for the headers of a call. The deadline is set here, and not
+// in an interceptor, because gRPC reads a call's message before it asks those.
+func tapIn(ctx context.Context, info *tap.Info) (context.Context, error) {
+	timeout, other := timeouts[info.FullMethodName]
+	switch {
+	case !other:
+		timeout = callTimeout
+	case timeout == 0:
+		return ctx, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	return timed{ctx, cancel}, nil
+}
+
+// timed is a context with a deadline. Its cancel is called by nobody: gRPC
+// cancels the parent at the end of the call, and that is the same.
+type timed struct {
+	context.Context //nolint:containedctx // it is one
+	_               context.CancelFunc
+}
+
 // unary is gRPC's interceptor of calls with one message each way.
 func (c *chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	resp, err = c.callUnary(ctx, req, info, handler)
 	if err = c.finish(ctx, info.FullMethod, begin, err); err != nil {
 		return nil, err
@@ -48,8 +87,12 @@ func (c *chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 
 func (c *chain) callUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer recoverTo(&err)
+	budgetOf(ctx).Took(sizeOf(req))
 	p, err := c.gate.admit(ctx, info.FullMethod)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.limits.take(ctx, info.FullMethod, p.caller, req); err != nil {
 		return nil, err
 	}
 	return handler(policy.NewContext(ctx, p.caller), req)
@@ -68,12 +111,18 @@ func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if err != nil {
 		return err
 	}
+	if err := c.limits.take(ss.Context(), info.FullMethod, p.caller, nil); err != nil {
+		return err
+	}
+	budget := budgetOf(ss.Context())
+	budget.Took(0)
 	serve := func(ctx context.Context) error {
 		return handler(srv, &guarded{
 			ServerStream: ss,
 			ctx:          policy.NewContext(ctx, p.caller),
 			gate:         c.gate,
 			pass:         p,
+			budget:       budget,
 		})
 	}
 	if !p.caller.Is(policy.Agent) {
@@ -125,9 +174,10 @@ func endedBy(ctx context.Context) error {
 // whether its caller may go on.
 type guarded struct {
 	grpc.ServerStream
-	ctx  context.Context // What grpc.ServerStream.Context returns.
-	gate *gate
-	pass pass
+	ctx    context.Context // What grpc.ServerStream.Context returns.
+	gate   *gate
+	pass   pass
+	budget *connlimit.Budget
 }
 
 // Context is the stream's, with the caller; it ends with the caller's authority.
@@ -138,6 +188,7 @@ func (g *guarded) RecvMsg(m any) error {
 	if err := g.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	g.budget.Took(sizeOf(m))
 	return g.check()
 }
 
@@ -154,6 +205,25 @@ func (g *guarded) check() error {
 		return context.Cause(g.ctx)
 	}
 	return g.gate.again(g.pass)
+}
+
+// budgetOf is that of the call's connection, or nil.
+func budgetOf(ctx context.Context) *connlimit.Budget {
+	if p, ok := peer.FromContext(ctx); ok {
+		if c, ok := p.AuthInfo.(*client); ok {
+			return c.budget
+		}
+	}
+	return nil
+}
+
+// sizeOf is how many bytes a message took on the wire, if it was encoded as
+// everybody does.
+func sizeOf(m any) int {
+	if m, ok := m.(proto.Message); ok {
+		return proto.Size(m)
+	}
+	return 0
 }
 
 // panicError is a handler that panicked.

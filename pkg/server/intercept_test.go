@@ -62,7 +62,7 @@ func TestFaultsStayInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &chain{gate: &gate{}, metrics: calls, log: logger}
-	srv := grpc.NewServer(grpc.Creds(localCredentials{}), grpc.UnaryInterceptor(c.unary), grpc.StreamInterceptor(
+	srv := grpc.NewServer(grpc.Creds(localCredentials{}), grpc.InTapHandle(tapIn), grpc.UnaryInterceptor(c.unary), grpc.StreamInterceptor(
 		func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			// A method that the local admin may call, so that the handler is reached.
 			return c.stream(srv, ss, &grpc.StreamServerInfo{FullMethod: entryv1.Entry_GetEntry_FullMethodName}, handler)

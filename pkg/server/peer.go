@@ -2,8 +2,8 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/credence-id/credence/pkg/connlimit"
 )
 
 // client is what is known of the peer of a TLS connection. Its certificate was
@@ -20,6 +22,9 @@ type client struct {
 	credentials.TLSInfo
 	chain []*x509.Certificate // empty: no certificate was shown
 	last  atomic.Pointer[verified]
+	// budget is what the connection may have of unfinished messages; nil for
+	// strangers, whose connection is bounded as a whole.
+	budget *connlimit.Budget
 }
 
 // AuthType is gRPC's name for the kind of AuthInfo.
@@ -39,35 +44,49 @@ func (c *client) identify(r *roots, now time.Time) (spiffeid.ID, error) {
 	return v.id, nil
 }
 
-// tlsCredentials are gRPC's for the TLS listener. They make a client of every
-// connection.
+// tlsCredentials are gRPC's for the TLS listener, whose connections come through
+// a door. They make a client of every connection.
 type tlsCredentials struct {
 	credentials.TransportCredentials
+	door *door
 }
 
-func newTLSCredentials(cfg *tls.Config) credentials.TransportCredentials {
-	return tlsCredentials{credentials.NewTLS(cfg)}
-}
-
-// ServerHandshake is TLS's.
+// ServerHandshake is TLS's, after the PROXY protocol's where there is one.
 func (t tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := t.TransportCredentials.ServerHandshake(raw)
-	if err != nil {
+	e, ok := raw.(*entrant)
+	if !ok {
+		return nil, nil, fmt.Errorf("a %T did not come through the door", raw)
+	}
+	refused := func(reason string, err error) (net.Conn, credentials.AuthInfo, error) {
+		t.door.refuse(reason, e.raw, err)
 		return nil, nil, err
+	}
+	source, err := e.announced()
+	switch {
+	case errors.Is(err, connlimit.ErrKeyFull), errors.Is(err, connlimit.ErrFull):
+		return refused(becauseSourceHandshakes, err)
+	case err != nil:
+		return refused(becauseProxy, err)
+	}
+	conn, info, err := t.TransportCredentials.ServerHandshake(e)
+	if err != nil {
+		return refused(becauseTLS, err)
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
 		return nil, nil, fmt.Errorf("TLS handshake gave a %T", info)
 	}
-	if len(tlsInfo.State.PeerCertificates) == 0 {
-		conn = &strangerConn{Conn: conn, left: strangerBytes}
+	chain := tlsInfo.State.PeerCertificates
+	conn, budget, err := e.welcome(conn, source, chain)
+	if err != nil {
+		return refused(welcomeReason(chain, err), err)
 	}
-	return conn, &client{TLSInfo: tlsInfo, chain: tlsInfo.State.PeerCertificates}, nil
+	return conn, &client{TLSInfo: tlsInfo, chain: chain, budget: budget}, nil
 }
 
 // Clone is required by the interface.
 func (t tlsCredentials) Clone() credentials.TransportCredentials {
-	return tlsCredentials{t.TransportCredentials.Clone()}
+	return tlsCredentials{t.TransportCredentials.Clone(), t.door}
 }
 
 // local is what is known of the peer of a connection to the admin's socket:

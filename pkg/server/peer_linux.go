@@ -1,7 +1,9 @@
 package server
 
 import (
+	"math"
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,4 +29,31 @@ func peerOf(conn net.Conn) (uid, pid int) {
 		return -1, -1
 	}
 	return uid, pid
+}
+
+// setUserTimeout ends a TCP connection when what was sent is not acknowledged
+// for so long. gRPC would, for connections that it knows to be TCP's.
+func setUserTimeout(conn net.Conn, timeout time.Duration) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return // It is closed already.
+	}
+	// Without it, keepalive finds out by itself.
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(timeout.Milliseconds()))
+	})
+}
+
+// openFiles is how many descriptors this process may have, which Go has raised
+// to what the system lets it.
+func openFiles() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, math.MaxInt32))
 }

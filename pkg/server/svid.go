@@ -20,6 +20,7 @@ import (
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/svid"
 	"github.com/credence-id/credence/pkg/telemetry"
+	"github.com/credence-id/credence/pkg/tlspolicy"
 )
 
 // ownSVID is the X509-SVID that the server shows on its TLS listener. Its key is
@@ -168,7 +169,7 @@ func (o *ownSVID) tlsConfig(s Settings, r *roots) *tls.Config {
 		},
 	}
 	if s.Experimental.RequirePQKEM {
-		cfg.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768, tls.SecP256r1MLKEM768, tls.SecP384r1MLKEM1024}
+		tlspolicy.RequirePostQuantum(cfg)
 	}
 	return cfg
 }

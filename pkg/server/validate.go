@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -76,6 +75,9 @@ func (s Settings) values(report reporter) {
 	if _, err := s.adminIDs(); err != nil {
 		report("server.admin_ids", "%w", err)
 	}
+	if _, err := s.proxies(); err != nil {
+		report("server.proxy_protocol_trusted_cidrs", "%w", err)
+	}
 	if _, err := keys.ParseType(s.CAKeyType); err != nil {
 		report("server.ca_key_type", "%w", err)
 	}
@@ -131,20 +133,4 @@ func (s Settings) adminIDs() ([]spiffeid.ID, error) {
 // address is bind_address and bind_port as net.Listen takes them.
 func (s Settings) address() string {
 	return net.JoinHostPort(strings.Trim(s.BindAddress, "[]"), fmt.Sprint(s.BindPort))
-}
-
-// proxies parses proxy_protocol_trusted_cidrs.
-func (s Settings) proxies() ([]netip.Prefix, error) {
-	out := make([]netip.Prefix, 0, len(s.ProxyProtocolCIDRs))
-	for _, text := range s.ProxyProtocolCIDRs {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("%q is not a network such as \"10.0.0.0/8\"", text)
-		}
-		if p.Addr().Is4In6() {
-			return nil, fmt.Errorf("%q: write IPv4 networks as IPv4", text)
-		}
-		out = append(out, p.Masked())
-	}
-	return out, nil
 }

@@ -51,6 +51,7 @@ const (
 	Plugin   = "plugin"
 	Phase    = "phase"
 	Count    = "count"
+	Limit    = "limit"
 	Bytes    = "bytes"
 	Elapsed  = "elapsed"
 	Retry    = "retry_in"
