@@ -118,10 +118,11 @@ func refuse(rule Rule, m *member, format string, args ...any) *Refusal {
 }
 
 // Prepare makes another authority and publishes it, in place of one that was
-// prepared before and never signed.
+// prepared before and never signed. Old ones are kept, however many, so that an
+// operator's rotations never end what is valid.
 func (l Line) Prepare(ctx context.Context) (View, error) {
 	return l.r.byHand(ctx, func(ctx context.Context, now time.Time) (*member, error) {
-		if err := l.r.prepare(ctx, now); err != nil {
+		if err := l.r.prepare(ctx, now, maxMembers); err != nil {
 			return nil, err
 		}
 		return find(l.r.members, prepared), nil
@@ -195,7 +196,8 @@ func (l Line) Taint(ctx context.Context, id string) (View, error) {
 }
 
 // Revoke removes an authority that is old and tainted from the bundle: what it
-// signed does not verify any more.
+// signed does not verify any more. A tainted JWT authority of another server is
+// removed too.
 func (l Line) Revoke(ctx context.Context, id string) (View, error) {
 	r := l.r
 	v, err := r.withdrawn(ctx, id, func(b *registry.Bundle, m *member) error {
@@ -210,12 +212,33 @@ func (l Line) Revoke(ctx context.Context, id string) (View, error) {
 		m.tainted, m.revoked = true, true
 		return nil
 	})
+	if e, ok := errors.AsType[*Refusal](err); ok && e.Rule == KnownAuthority && r == l.a.jwt {
+		v, err = r.strike(ctx, id)
+	}
 	if err == nil {
 		n, dropped := l.outstanding(id)
 		r.log.Warn("authority: revoked by an operator, nothing it signed verifies any more",
 			keyAuthority, id, keyOutstanding, n, keyDropped, dropped)
 	}
 	return v, err
+}
+
+// strike removes a tainted authority of another server from the bundle.
+func (r *rotor) strike(ctx context.Context, id string) (View, error) {
+	return r.byHand(ctx, func(ctx context.Context, now time.Time) (*member, error) {
+		other := &member{id: id, state: old, tainted: true, revoked: true}
+		return other, r.commit(ctx, change{now: now, to: r.members, edit: func(b *registry.Bundle) error {
+			flag := r.taint(b, other)
+			switch {
+			case flag == nil:
+				return refuse(KnownAuthority, nil, "there is no authority with the ID %q", id)
+			case !*flag:
+				return refuse(Tainted, other, "authority %s is not tainted: its server must taint it first", id)
+			}
+			r.withdraw(b, other)
+			return nil
+		}})
+	})
 }
 
 // outstanding is how many unexpired SVIDs of an authority are known, those that

@@ -286,7 +286,7 @@ func (r *rotor) take(ctx context.Context, now time.Time, what action) error {
 		r.log.Warn("authority: not in the bundle, publishing it again", keyServer, r.cfg.ServerID)
 		return r.commit(ctx, change{to: r.members, now: now})
 	case prepare:
-		return r.prepare(ctx, now)
+		return r.prepare(ctx, now, r.most())
 	case activate:
 		return r.activate(ctx, now)
 	case mark:
@@ -300,8 +300,9 @@ func (r *rotor) take(ctx context.Context, now time.Time, what action) error {
 	}
 }
 
-// prepare makes a key and its public half, and publishes that.
-func (r *rotor) prepare(ctx context.Context, now time.Time) error {
+// prepare makes a key and its public half, and publishes that. There are at most
+// so many authorities afterwards, see bound.
+func (r *rotor) prepare(ctx context.Context, now time.Time, most int) error {
 	slot := r.slots()[0]
 	if act := find(r.members, active); act != nil && act.key != nil && act.slot == slot {
 		slot = r.slots()[1]
@@ -325,7 +326,7 @@ func (r *rotor) prepare(ctx context.Context, now time.Time) error {
 			c.to = append(c.to, o)
 		}
 	}
-	r.bound(&c)
+	r.bound(&c, most)
 	if err := r.commit(ctx, c); err != nil {
 		return err
 	}
@@ -343,13 +344,13 @@ func (r *rotor) retired(m *member, now time.Time) *member {
 // bound keeps the bundle small when a server with keys in memory restarts again
 // and again: what such a server signed some restarts ago stops verifying, but
 // for tokens that were given a long life.
-func (r *rotor) bound(c *change) {
-	for len(c.to) > r.most() {
+func (r *rotor) bound(c *change, most int) {
+	for len(c.to) > most {
 		first := r.expendable(c)
 		if first == nil {
 			return
 		}
-		if c.now.Before(r.keepUntil(first)) {
+		if c.now.Before(r.keepUntil(first)) && !first.revoked {
 			r.log.Warn("authority: too many restarts in a short time, dropping an old key before its time: use a key manager that keeps keys",
 				keyAuthority, first.id)
 		}
@@ -360,7 +361,7 @@ func (r *rotor) bound(c *change) {
 // expendable returns the old authority to be dropped first, or nil.
 func (r *rotor) expendable(c *change) *member {
 	for _, m := range olds(r.family, c.to) {
-		if len(c.to) > maxMembers || !r.keepUntil(m).After(c.now.Add(r.shortLife())) {
+		if len(c.to) > maxMembers || m.revoked || !r.keepUntil(m).After(c.now.Add(r.shortLife())) {
 			return m
 		}
 	}
