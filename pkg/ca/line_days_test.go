@@ -32,7 +32,7 @@ func TestElevenDaysByHand(t *testing.T) {
 			}
 			w.verify()
 			checkStates(t, running)
-			if rng.IntN(3) == 0 {
+			for range rng.IntN(6) {
 				w.operate(t, running[names[rng.IntN(2)]], rng, did)
 				w.verify()
 			}
