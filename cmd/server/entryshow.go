@@ -113,7 +113,7 @@ func newEntryFilter(flags *pflag.FlagSet) *entryFilter {
 	flags.StringVar(&f.parentID, "parentID", "", "entries with this parent")
 	flags.StringVar(&f.spiffeID, "spiffeID", "", "entries for this SPIFFE ID")
 	flags.StringVar(&f.hint, "hint", "", "entries with this hint")
-	flags.BoolVar(&f.downstream, "downstream", false, "entries of nested servers; without it, the others")
+	flags.BoolVar(&f.downstream, "downstream", false, "only entries of nested servers")
 	flags.StringArrayVar(&f.selectors, "selector", nil, "entries with this type:value; may be repeated")
 	flags.StringArrayVar(&f.federatesWith, "federatesWith", nil, "entries that federate with this trust domain; may be repeated")
 	flags.StringVar(&f.matchSelectorsOn, "matchSelectorsOn", "superset", "how selectors match: "+matches)
@@ -126,8 +126,8 @@ func (f *entryFilter) given() bool {
 	return f.parentID != "" || f.spiffeID != "" || len(f.selectors) > 0
 }
 
-// build is the filter that the flags say. As with SPIRE, entries of nested
-// servers are shown only if they are asked for, and then alone.
+// build is the filter that the flags say. Not to ask for nested servers is to
+// ask for all, for SPIRE's servers and ours.
 func (f *entryFilter) build() (*entryv1.ListEntriesRequest_Filter, error) {
 	filter := &entryv1.ListEntriesRequest_Filter{ByDownstream: wrapperspb.Bool(f.downstream)}
 	var err error

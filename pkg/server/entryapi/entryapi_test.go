@@ -52,7 +52,7 @@ func TestCreateStatusesPerItem(t *testing.T) {
 		{"similar", entry("/one"), codes.AlreadyExists, "similar entry already exists", first.Id},
 		{"new", entry("/two"), codes.OK, "OK", "*"},
 		{"own ID", named, codes.OK, "OK", "my-own-id"},
-		{"taken ID", sameID, codes.AlreadyExists, "similar entry already exists", "my-own-id"},
+		{"taken ID", sameID, codes.AlreadyExists, "another entry has this ID", "my-own-id"},
 		{"foreign trust domain", foreign, codes.InvalidArgument, "failed to convert entry: spiffe_id", ""},
 		{"no selectors", noSelectors, codes.InvalidArgument, "failed to convert entry: selectors", ""},
 		{"reserved path", entry("/spire/agent/x/y"), codes.InvalidArgument, "reserved", ""},
@@ -239,7 +239,7 @@ func TestFilters(t *testing.T) {
 		"hint":               {&filter{ByHint: wrapperspb.String("internal")}, "e2 e4"},
 		"hint, empty":        {&filter{ByHint: wrapperspb.String("")}, "e1 e2 e3 e4 e4"},
 		"downstream":         {&filter{ByDownstream: wrapperspb.Bool(true)}, "e3"},
-		"not downstream":     {&filter{ByDownstream: wrapperspb.Bool(false)}, "e1 e2 e4 e4"},
+		"downstream, false":  {&filter{ByDownstream: wrapperspb.Bool(false)}, "e1 e2 e3 e4 e4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -59,7 +59,9 @@ func (s *Service) parseFilter(m filterMessage) (f registry.EntryFilter, err erro
 	if hint := m.GetByHint().GetValue(); hint != "" {
 		f.Hint = &hint
 	}
-	if d := m.GetByDownstream(); d != nil {
+	// False asks for nothing either: SPIRE's command line sends it with each
+	// list, and its server then leaves nothing out.
+	if d := m.GetByDownstream(); d.GetValue() {
 		f.Downstream = &d.Value
 	}
 	return f, nil

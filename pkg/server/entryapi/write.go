@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -16,6 +17,7 @@ import (
 
 var (
 	errSimilar   = rpcerr.New(codes.AlreadyExists, "similar entry already exists")
+	errSameID    = rpcerr.New(codes.AlreadyExists, "failed to create entry: another entry has this ID; leave the ID out, or update that entry")
 	errMissingID = rpcerr.New(codes.InvalidArgument, "missing entry ID")
 )
 
@@ -43,7 +45,7 @@ func (s *Service) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreate
 	created := s.cfg.Registry.CreateEntries(ctx, entries)
 	s.settle(ctx)
 	for j, c := range created {
-		i, err := places[j], createErr(c.Err)
+		i, err := places[j], createErr(entries[j], c)
 		results[i] = &entryv1.BatchCreateEntryResponse_Result{Status: s.item(ctx, err)}
 		if c.Entry != nil {
 			results[i].Entry = show(c.Entry, req.GetOutputMask())
@@ -53,11 +55,20 @@ func (s *Service) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreate
 	return &entryv1.BatchCreateEntryResponse{Results: results}, nil
 }
 
-func createErr(err error) error {
-	if errors.Is(err, registry.ErrExists) {
-		return errSimilar
+// createErr is what became of e.
+func createErr(e *registry.Entry, c registry.EntryResult) error {
+	switch {
+	case !errors.Is(c.Err, registry.ErrExists):
+		return rpcerr.Prefix(c.Err, "failed to create entry")
+	case c.Entry != nil && !similar(e, c.Entry):
+		return errSameID
 	}
-	return rpcerr.Prefix(err, "failed to create entry")
+	return errSimilar
+}
+
+// similar is what SPIRE calls entries that cannot be side by side.
+func similar(a, b *registry.Entry) bool {
+	return a.SPIFFEID == b.SPIFFEID && a.ParentID == b.ParentID && slices.Equal(a.Selectors, b.Selectors)
 }
 
 // BatchUpdateEntry sets the fields of the input mask (nil: all).
