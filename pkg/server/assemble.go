@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509/pkix"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -88,23 +87,41 @@ func openBolt(cfg bolt.Config) openStore {
 		cfg.Logger, cfg.Registerer = env.log, env.reg
 		s, err := bolt.Open(cfg)
 		if err != nil {
-			return nil, fmt.Errorf("plugins.DataStore: %w", err)
+			return nil, keyError("plugins.DataStore", "%w", err)
 		}
 		return s, nil
 	}
 }
 
-func chooseDisk(p config.Plugin, s Settings, _ *choice) (openKeys, error) {
-	var d struct {
-		// KeysPath is the file; default keys.json in data_dir.
-		KeysPath string `hcl:"keys_path"`
-	}
+// diskData is the section plugin_data of KeyManager "disk".
+//
+//credence:plugin_data server KeyManager disk
+type diskData struct {
+	// KeysPath is the file.
+	KeysPath string `hcl:"keys_path" unset:"keys.json in data_dir"`
+}
+
+// noData is the section plugin_data of plugins that have no keys.
+//
+//credence:plugin_data server KeyManager memory
+//credence:plugin_data server NodeAttestor join_token
+type noData struct{}
+
+func chooseDisk(p config.Plugin, s Settings, c *choice) (openKeys, error) {
+	var d diskData
 	if err := p.Decode(&d); err != nil {
 		return nil, err
 	}
 	if d.KeysPath == "" {
 		d.KeysPath = filepath.Join(s.DataDir, "keys.json")
 	}
+	c.foreign.keys = d.KeysPath
+	c.check(func() error {
+		if err := diskkey.Check(d.KeysPath); err != nil {
+			return p.DataErrorf("keys_path", "%w", err)
+		}
+		return nil
+	})
 	return func(context.Context) (keys.Manager, error) {
 		m, err := diskkey.New(d.KeysPath)
 		if err != nil {
@@ -115,7 +132,7 @@ func chooseDisk(p config.Plugin, s Settings, _ *choice) (openKeys, error) {
 }
 
 func chooseMemory(p config.Plugin, _ Settings, _ *choice) (openKeys, error) {
-	if err := p.Decode(&struct{}{}); err != nil {
+	if err := p.Decode(&noData{}); err != nil {
 		return nil, err
 	}
 	return func(context.Context) (keys.Manager, error) { return memkey.New(), nil }, nil
@@ -160,6 +177,9 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	td, err := spiffeid.TrustDomainFromString(s.TrustDomain)
 	if err != nil {
 		return nil, keyError("server.trust_domain", "%w", err)
+	}
+	if err := c.foreign.refuse(); err != nil {
+		return nil, err
 	}
 	if err := prepareDataDir(s.DataDir); err != nil {
 		return nil, err

@@ -1,15 +1,9 @@
 package server
 
 import (
-	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/credence-id/credence/pkg/config"
-	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
@@ -29,8 +23,25 @@ type choice struct {
 	keys  openKeys
 	// verifiers are the node attestors in use, by name.
 	verifiers map[string]openVerifier
+	// foreign is what must not be there.
+	foreign foreignData
 	// notices are said at the start.
 	notices []config.Notice
+	// checks look, without changing anything, whether the store and the keys
+	// can be opened.
+	checks []func() error
+}
+
+func (c *choice) check(look func() error) { c.checks = append(c.checks, look) }
+
+// keep chooses the store in the file at path.
+func (c *choice) keep(path string, wrap func(key, format string, args ...any) error) {
+	c.check(func() error {
+		if err := bolt.Check(path); err != nil {
+			return wrap("path", "%w", err)
+		}
+		return nil
+	})
 }
 
 // choose reads the section plugins. It reports every problem and opens
@@ -49,13 +60,18 @@ func (cfg *Config) choose() (choice, error) {
 		}
 	}
 
-	var c choice
+	c := choice{foreign: foreignData{dataDir: s.DataDir, store: filepath.Join(s.DataDir, storeFile), report: cfg.file.Errorf}}
+	c.check(func() error { return c.foreign.refuse() })
 	var err error
 	if c.store, err = chooseOne(known, typeDataStore, dataStores, s, &c); err != nil {
 		problems = append(problems, err)
 	}
 	if c.store == nil {
-		c.store = openBolt(bolt.Config{Path: filepath.Join(s.DataDir, storeFile)})
+		path := filepath.Join(s.DataDir, storeFile)
+		c.store = openBolt(bolt.Config{Path: path})
+		c.keep(path, func(_, format string, args ...any) error {
+			return cfg.file.Errorf("plugins.DataStore", format, args...)
+		})
 	}
 	if c.keys, err = chooseOne(known, typeKeyManager, keyManagers, s, &c); err != nil {
 		problems = append(problems, err)
@@ -87,18 +103,19 @@ func chooseOne[T any](ps config.Plugins, kind string, from map[string]func(confi
 }
 
 // boltData is the section plugin_data of DataStore "bolt".
+//
+//credence:plugin_data server DataStore bolt
 type boltData struct {
-	// Path of the file; default credence.db in data_dir.
-	Path string `hcl:"path"`
-	// MmapSize is the address space reserved for the file, in bytes; default
-	// 8 GiB.
-	MmapSize int `hcl:"mmap_size"`
-	// RingBytes bounds the history kept for followers, in bytes; default
-	// 16 MiB.
-	RingBytes int `hcl:"ring_bytes"`
+	// Path of the file.
+	Path string `hcl:"path" unset:"credence.db in data_dir"`
+	// MmapSize is the address space reserved for the file, in bytes. It takes
+	// no memory.
+	MmapSize int `hcl:"mmap_size" unset:"8589934592 (8 GiB)"`
+	// RingBytes bounds the history kept in memory for followers, in bytes.
+	RingBytes int `hcl:"ring_bytes" unset:"16777216 (16 MiB)"`
 }
 
-func chooseBolt(p config.Plugin, s Settings, _ *choice) (openStore, error) {
+func chooseBolt(p config.Plugin, s Settings, c *choice) (openStore, error) {
 	d := boltData{Path: filepath.Join(s.DataDir, storeFile)}
 	if err := p.Decode(&d); err != nil {
 		return nil, err
@@ -107,21 +124,39 @@ func chooseBolt(p config.Plugin, s Settings, _ *choice) (openStore, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, p.Errorf("%w", err)
 	}
+	c.keep(cfg.Path, p.DataErrorf)
+	c.foreign.store = cfg.Path
 	return openBolt(cfg), nil
 }
 
 // sqlData is the section plugin_data of SPIRE's DataStore "sql".
+//
+//credence:plugin_data server DataStore sql
 type sqlData struct {
-	DatabaseType       string `hcl:"database_type"`
-	ConnectionString   string `hcl:"connection_string"`
-	ROConnectionString string `hcl:"ro_connection_string"`
-	RootCAPath         string `hcl:"root_ca_path"`
-	ClientCertPath     string `hcl:"client_cert_path"`
-	ClientKeyPath      string `hcl:"client_key_path"`
-	ConnMaxLifetime    string `hcl:"conn_max_lifetime"`
-	MaxOpenConns       int    `hcl:"max_open_conns"`
-	MaxIdleConns       int    `hcl:"max_idle_conns"`
-	DisableMigration   bool   `hcl:"disable_migration"`
+	// DatabaseType must be sqlite3, which is the embedded store here; mysql,
+	// postgres, aws_mysql and aws_postgres are refused.
+	DatabaseType config.Raw `hcl:"database_type"`
+	// ConnectionString names SPIRE's database: the server refuses to begin
+	// with an empty store while there is one.
+	ConnectionString string `hcl:"connection_string"`
+	// ROConnectionString is for reading.
+	ROConnectionString string `hcl:"ro_connection_string" accepted:"there is no SQL"`
+	// RootCAPath has the authorities of the database's server.
+	RootCAPath string `hcl:"root_ca_path" accepted:"there is no SQL"`
+	// ClientCertPath is for the database's server.
+	ClientCertPath string `hcl:"client_cert_path" accepted:"there is no SQL"`
+	// ClientKeyPath is for the database's server.
+	ClientKeyPath string `hcl:"client_key_path" accepted:"there is no SQL"`
+	// ConnMaxLifetime is for how long a connection is used.
+	ConnMaxLifetime string `hcl:"conn_max_lifetime" accepted:"there is no SQL"`
+	// MaxOpenConns is how many connections there are.
+	MaxOpenConns int `hcl:"max_open_conns" accepted:"there is no SQL"`
+	// MaxIdleConns is how many of them may wait.
+	MaxIdleConns int `hcl:"max_idle_conns" accepted:"there is no SQL"`
+	// DisableMigration leaves the database's tables alone.
+	DisableMigration bool `hcl:"disable_migration" accepted:"there is no SQL"`
+	// LogSQL writes statements to the log.
+	LogSQL bool `hcl:"log_sql" accepted:"there is no SQL"`
 }
 
 // chooseSQL takes sqlite3 for what it means in SPIRE's files: the store of a
@@ -131,51 +166,15 @@ func chooseSQL(p config.Plugin, s Settings, c *choice) (openStore, error) {
 	if err := p.Decode(&d); err != nil {
 		return nil, err
 	}
-	if d.DatabaseType != "sqlite3" {
-		return nil, p.Errorf("database_type %q is not supported: this version keeps its data in the embedded store "+
-			"(DataStore \"bolt\") and cannot read SQL databases; start with an empty data_dir and register entries anew", d.DatabaseType)
+	if kind := d.DatabaseType.Word(); kind != "sqlite3" {
+		return nil, p.DataErrorf("database_type", "%q is not supported: this version keeps its data in the embedded store "+
+			"(DataStore \"bolt\") and reads no SQL database; %s", kind, importInstead)
 	}
 	c.notices = append(c.notices, config.Notice{
 		Key:    "plugins.DataStore.sql",
-		Reason: "sqlite3 means the embedded store (DataStore \"bolt\"); connection_string is not used",
+		Reason: "sqlite3 means the embedded store (DataStore \"bolt\"); what else is said about SQL is not used",
 	})
-	path := filepath.Join(s.DataDir, storeFile)
-	open := openBolt(bolt.Config{Path: path})
-	return func(ctx context.Context, env storeEnv) (store.Store, error) {
-		if err := refuseSPIREData(p, path, s.DataDir, d.ConnectionString); err != nil {
-			return nil, err
-		}
-		return open(ctx, env)
-	}, nil
-}
-
-// refuseSPIREData keeps the server from starting empty beside the data of a
-// SPIRE server: its agents and workloads would be unknown, and its authorities
-// would not be trusted. Once there is a store of ours, the rest is history.
-func refuseSPIREData(p config.Plugin, ours, dataDir, connection string) error {
-	if exists(ours) {
-		return nil
-	}
-	for _, path := range []string{sqlitePath(connection), filepath.Join(dataDir, "journal.pem")} {
-		if path == "" || !exists(path) {
-			continue
-		}
-		return p.Errorf("%s belongs to a SPIRE server, and this version cannot import it: "+
-			"nothing was changed; keep SPIRE, or name another data_dir and connection_string and register entries anew", path)
-	}
-	return nil
-}
-
-// sqlitePath is the file in a connection string of sqlite3, or nothing.
-func sqlitePath(connection string) string {
-	path, _, _ := strings.Cut(strings.TrimPrefix(connection, "file:"), "?")
-	if path == ":memory:" {
-		return ""
-	}
-	return strings.TrimPrefix(path, "//")
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil || !errors.Is(err, fs.ErrNotExist)
+	c.foreign.store, c.foreign.database = filepath.Join(s.DataDir, storeFile), sqlitePath(d.ConnectionString)
+	c.keep(c.foreign.store, func(_, format string, args ...any) error { return p.Errorf(format, args...) })
+	return openBolt(bolt.Config{Path: c.foreign.store}), nil
 }

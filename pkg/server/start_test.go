@@ -225,39 +225,6 @@ func TestDamagedServerID(t *testing.T) {
 	says(t, fails(t, cfg), path, "restore")
 }
 
-// TestSPIREDataIsLeftAlone starts where a SPIRE server has its data.
-func TestSPIREDataIsLeftAlone(t *testing.T) {
-	t.Parallel()
-	for name, file := range map[string]string{"database": "datastore.sqlite3", "journal": "journal.pem"} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			cfg := testConfig(t)
-			if err := os.MkdirAll(cfg.Server.DataDir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join(cfg.Server.DataDir, file)
-			if err := os.WriteFile(path, []byte("SPIRE's"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			cfg.Plugins = parsePlugins(t, `KeyManager "memory" {} DataStore "sql" { plugin_data {
-				database_type = "sqlite3" connection_string = "`+filepath.Join(cfg.Server.DataDir, "datastore.sqlite3")+`" } }`)
-			says(t, fails(t, cfg), "plugins.DataStore.sql", path, "import", "nothing was changed")
-			left, err := os.ReadDir(cfg.Server.DataDir)
-			if err != nil || len(left) != 1 {
-				t.Errorf("data_dir has %v, %v, want %s alone", left, err, file)
-			}
-		})
-	}
-	// Without any, the same file starts the embedded store, now and later.
-	cfg := testConfig(t)
-	cfg.Plugins = parsePlugins(t, `KeyManager "memory" {} DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "`+
-		filepath.Join(cfg.Server.DataDir, "datastore.sqlite3")+`" } }`)
-	if err := start(t, cfg).stop(); err != nil {
-		t.Fatal(err)
-	}
-	start(t, cfg)
-}
-
 func parsePlugins(t *testing.T, text string) config.Plugins {
 	t.Helper()
 	f, err := config.Parse("test", []byte("plugins {\n"+text+"\n}"))
