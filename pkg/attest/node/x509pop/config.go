@@ -27,33 +27,35 @@ const PathValue = "SVIDPathTrimmed"
 
 // VerifierConfig is plugin_data of the server, and what the server gives the
 // verifier beside it.
+//
+//credence:plugin_data server NodeAttestor x509pop
 type VerifierConfig struct {
-	// Mode says whose certificates are accepted: external_pki (those of
-	// CABundlePath) or spiffe (X509-SVIDs of the trust domain); default
-	// external_pki.
-	Mode string `hcl:"mode"`
+	// Mode says whose certificates are accepted: external_pki (of the
+	// authorities in ca_bundle_path) or spiffe (X509-SVIDs of the trust domain
+	// itself).
+	Mode string `hcl:"mode" unset:"external_pki"`
 	// SVIDPrefix is the path below which an X509-SVID can be exchanged for an
-	// agent's, in the mode spiffe; default /spire-exchange. Empty: any path
-	// but those of servers and agents.
-	SVIDPrefix *string `hcl:"svid_prefix"`
+	// agent's, in the mode spiffe. Empty: any path but those of servers and
+	// agents.
+	SVIDPrefix *string `hcl:"svid_prefix" unset:"/spire-exchange"`
 	// SPIFFEPrefix is the name under which SPIRE 1.15 reads svid_prefix.
-	SPIFFEPrefix *string `hcl:"spiffe_prefix"`
+	SPIFFEPrefix *string `hcl:"spiffe_prefix" unset:"as svid_prefix"`
 	// CABundlePath is a PEM file with the trusted authorities; it or
-	// CABundlePaths is required in the mode external_pki.
+	// ca_bundle_paths is required in the mode external_pki.
 	CABundlePath string `hcl:"ca_bundle_path"`
 	// CABundlePaths are several such files.
 	CABundlePaths []string `hcl:"ca_bundle_paths"`
-	// AgentPathTemplate makes the path of an agent's SPIFFE ID; default
-	// /{{ .PluginName }}/{{ .Fingerprint }}, in the mode spiffe
-	// /{{ .PluginName }}/{{ .SVIDPathTrimmed }}.
-	AgentPathTemplate string `hcl:"agent_path_template"`
+	// AgentPathTemplate makes the path of an agent's SPIFFE ID below
+	// /spire/agent, and has to begin with /x509pop/. In the mode spiffe the
+	// last part is {{ .SVIDPathTrimmed }} when it is not set.
+	AgentPathTemplate string `hcl:"agent_path_template" unset:"/{{ .PluginName }}/{{ .Fingerprint }}"`
 	// MaxIntermediates is how many certificates may stand between the node's
-	// and a trusted one; default 4.
-	MaxIntermediates *int `hcl:"max_intermediates"`
-	// MaxRSAKeySize is how long an RSA key may be, in bits; default 8192.
-	MaxRSAKeySize *int `hcl:"max_rsa_key_size"`
+	// and a trusted one.
+	MaxIntermediates *int `hcl:"max_intermediates" unset:"4"`
+	// MaxRSAKeySize is how long an RSA key may be, in bits.
+	MaxRSAKeySize *int `hcl:"max_rsa_key_size" unset:"8192"`
 	// VerifyClientIP refuses an agent whose IP address is not in its
-	// certificate; default false.
+	// certificate.
 	VerifyClientIP bool `hcl:"verify_client_ip"`
 
 	// Path makes the path of AgentPathTemplate; required if that is set.

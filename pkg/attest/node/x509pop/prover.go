@@ -20,18 +20,20 @@ import (
 )
 
 // ProverConfig is plugin_data of the agent.
+//
+//credence:plugin_data agent NodeAttestor x509pop
 type ProverConfig struct {
 	// PrivateKeyPath is a PEM file with the key, PKCS #1, SEC 1 or PKCS #8;
-	// required unless SPIFFEEndpointSocket is set.
+	// required unless spiffe_endpoint_socket is set.
 	PrivateKeyPath string `hcl:"private_key_path"`
 	// CertificatePath is a PEM file with the node's certificate, and perhaps
-	// intermediates behind it; required unless SPIFFEEndpointSocket is set.
+	// intermediates behind it; required unless spiffe_endpoint_socket is set.
 	CertificatePath string `hcl:"certificate_path"`
-	// IntermediatesPath is a PEM file with more intermediates; default none.
+	// IntermediatesPath is a PEM file with more intermediates.
 	IntermediatesPath string `hcl:"intermediates_path"`
 	// SPIFFEEndpointSocket is a Workload API, such as
 	// unix:///run/other/api.sock, that the X509-SVID to show is fetched from,
-	// in place of files; default none.
+	// in place of files.
 	SPIFFEEndpointSocket string `hcl:"spiffe_endpoint_socket"`
 }
 
@@ -154,35 +156,18 @@ func (p *Prover) fetch(ctx context.Context) ([][]byte, crypto.Signer, error) {
 
 // respond signs for a challenge.
 func respond(asked *challenge, key crypto.Signer) ([]byte, error) {
-	var (
-		out response
-		own []byte
-		err error
-	)
+	own, err := newNonce()
+	if err != nil {
+		return nil, err
+	}
+	var out response
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
-		if asked.RSA == nil {
-			return nil, fmt.Errorf("%w: the server does not ask for an RSA signature", node.ErrMalformed)
-		}
-		out.RSA = new(rsaSignature)
-		out.RSA.Nonce, out.RSA.Signature, err = sign(asked.RSA.Nonce, func(sum []byte) ([]byte, error) {
-			return rsa.SignPSS(rand.Reader, k, crypto.SHA256, sum, nil)
-		})
+		out.RSA, err = signRSA(asked.RSA, own, k)
 	case *ecdsa.PrivateKey:
-		if asked.ECDSA == nil {
-			return nil, fmt.Errorf("%w: the server does not ask for an ECDSA signature", node.ErrMalformed)
-		}
-		out.ECDSA = new(ecdsaSignature)
-		own, _, err = sign(asked.ECDSA.Nonce, func(sum []byte) ([]byte, error) {
-			r, s, err := ecdsa.Sign(rand.Reader, k, sum)
-			if err == nil {
-				out.ECDSA.R, out.ECDSA.S = r.Bytes(), s.Bytes()
-			}
-			return nil, err
-		})
-		out.ECDSA.Nonce = own
+		out.ECDSA, err = signECDSA(asked.ECDSA, own, k)
 	default:
-		return nil, fmt.Errorf("%w: a key of type %T cannot be used with x509pop: it has to be RSA or ECDSA", node.ErrRefused, key)
+		err = fmt.Errorf("%w: a key of type %T cannot be used with x509pop: it has to be RSA or ECDSA", node.ErrRefused, key)
 	}
 	if err != nil {
 		return nil, err
@@ -190,19 +175,34 @@ func respond(asked *challenge, key crypto.Signer) ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// sign makes the agent's nonce and signs both.
-func sign(servers []byte, do func(sum []byte) ([]byte, error)) (own, signature []byte, err error) {
-	if own, err = newNonce(); err != nil {
-		return nil, nil, err
+func signRSA(servers *nonce, own []byte, key *rsa.PrivateKey) (*rsaSignature, error) {
+	if servers == nil {
+		return nil, fmt.Errorf("%w: the server does not ask for an RSA signature", node.ErrMalformed)
 	}
-	sum, err := digest(servers, own)
+	sum, err := digest(servers.Nonce, own)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if signature, err = do(sum); err != nil {
-		return nil, nil, fmt.Errorf("signing the nonces: %w", err)
+	signature, err := rsa.SignPSS(rand.Reader, key, crypto.SHA256, sum, nil)
+	if err != nil {
+		return nil, fmt.Errorf("signing the nonces: %w", err)
 	}
-	return own, signature, nil
+	return &rsaSignature{Nonce: own, Signature: signature}, nil
+}
+
+func signECDSA(servers *nonce, own []byte, key *ecdsa.PrivateKey) (*ecdsaSignature, error) {
+	if servers == nil {
+		return nil, fmt.Errorf("%w: the server does not ask for an ECDSA signature", node.ErrMalformed)
+	}
+	sum, err := digest(servers.Nonce, own)
+	if err != nil {
+		return nil, err
+	}
+	r, s, err := ecdsa.Sign(rand.Reader, key, sum)
+	if err != nil {
+		return nil, fmt.Errorf("signing the nonces: %w", err)
+	}
+	return &ecdsaSignature{Nonce: own, R: r.Bytes(), S: s.Bytes()}, nil
 }
 
 // loadCertificates reads the certificates of a PEM file; other blocks are
