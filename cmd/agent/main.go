@@ -8,20 +8,13 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/spf13/cobra"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // A second signal ends what takes too long to stop.
-	p := cli.Self()
-	exit := cli.Run(ctx, p, root(p), os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
-	stop()
-	os.Exit(exit)
+	os.Exit(cli.Main(context.Background(), root, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }
 
 func root(p cli.Persona) *cobra.Command {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/spf13/cobra"
@@ -38,9 +37,9 @@ func loggerSet(p cli.Persona) *cobra.Command {
 	var level *string
 	cmd := loggerVerb(p, "set", "Change what the server logs, until it is restarted", func(ctx context.Context, c loggerv1.LoggerClient) (*types.Logger, error) {
 		if *level == "" {
-			return nil, cli.Hint(errors.New("a value (-level) must be set"), "use one of "+logLevels)
+			return nil, cli.Hint(errors.New("a value (-level) must be set"), "use one of "+cli.LogLevels)
 		}
-		wanted, err := parseLogLevel(*level)
+		wanted, err := cli.ParseLogLevel(*level)
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +49,7 @@ func loggerSet(p cli.Persona) *cobra.Command {
 		}
 		return l, nil
 	})
-	level = cmd.Flags().String("level", "", "the new level: "+logLevels)
+	level = cmd.Flags().String("level", "", "the new level: "+cli.LogLevels)
 	return cmd
 }
 
@@ -61,33 +60,8 @@ func loggerVerb(p cli.Persona, name, short string, call func(context.Context, lo
 		if err != nil {
 			return err
 		}
-		return format.Print(cmd.OutOrStdout(), func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "Logger Level : %s\nLaunch Level : %s\n\n", logLevelName(l.GetCurrentLevel()), logLevelName(l.GetLaunchLevel()))
-			return err
-		}, l)
+		return format.Print(cmd.OutOrStdout(), func(w io.Writer) error { return cli.PrintLogger(w, l) }, l)
 	})
 	format = cli.OutputFlag(cmd.Flags())
 	return cmd
-}
-
-const logLevels = "panic, fatal, error, warn, info, debug or trace"
-
-func parseLogLevel(name string) (types.LogLevel, error) {
-	upper := strings.ToUpper(name)
-	if upper == "WARNING" {
-		upper = "WARN"
-	}
-	level, ok := types.LogLevel_value[upper]
-	if !ok || level == int32(types.LogLevel_UNSPECIFIED) {
-		return 0, cli.Hint(fmt.Errorf("the value %q is not a valid setting", name), "use one of "+logLevels)
-	}
-	return types.LogLevel(level), nil
-}
-
-// logLevelName is how SPIRE prints a level.
-func logLevelName(level types.LogLevel) string {
-	if level == types.LogLevel_WARN {
-		return "warning"
-	}
-	return strings.ToLower(level.String())
 }

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"net"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -68,8 +70,12 @@ func (c *Conn) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	}
 	var err error
 	if c.spire {
+		// The path in SPIRE's errors is the one its dialer is given.
+		dialer := func(ctx context.Context, target string) (net.Conn, error) {
+			return dialUnix(ctx, strings.TrimPrefix(target, "unix:"))
+		}
 		c.cc, err = grpc.NewClient("unix:"+c.path,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(dialer),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	} else {
 		c.cc, err = Dial(ctx, c.path)

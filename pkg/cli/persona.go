@@ -65,6 +65,14 @@ func (p Persona) AgentSocket() string {
 	return filepath.Join(p.runtimeDir(), "agent/public/api.sock")
 }
 
+// AgentAdminSocket is the default path of the agent's admin socket.
+func (p Persona) AgentAdminSocket() string {
+	if p.SPIRE {
+		return "/tmp/spire-agent/private/admin.sock"
+	}
+	return filepath.Join(p.runtimeDir(), "agent/private/admin.sock")
+}
+
 const systemRuntimeDir = "/run/credence"
 
 // runtimeDir is the system's, or the user's own where there is one.

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
@@ -26,6 +29,17 @@ var ErrReported = errors.New("already reported")
 type Streams struct {
 	In       io.Reader
 	Out, Err io.Writer
+}
+
+// Main runs the program: the command line of this process, below the root
+// command that its persona has. It returns the exit code. SIGINT and SIGTERM end
+// the context; a second one ends what takes too long to stop.
+func Main(ctx context.Context, root func(Persona) *cobra.Command, s Streams) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	p := Self()
+	return Run(ctx, p, root(p), os.Args[1:], s)
 }
 
 // Run runs the command that args (without the program's name) ask for, below

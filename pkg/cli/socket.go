@@ -42,6 +42,14 @@ func AgentSocket(flags *pflag.FlagSet, p Persona) *Socket {
 	return newSocket(flags, p, p.AgentSocket(), "SPIRE_AGENT_PUBLIC_SOCKET")
 }
 
+// AgentAdminSocket adds the flag -socketPath for the agent's admin socket to
+// flags.
+func AgentAdminSocket(flags *pflag.FlagSet, p Persona) *Socket {
+	s := &Socket{flags: flags, fallback: p.AgentAdminSocket(), getenv: p.env, spire: p.SPIRE}
+	flags.StringVar(&s.path, "socketPath", s.fallback, "path of the agent's admin socket, which is agent.admin_socket_path")
+	return s
+}
+
 func newSocket(flags *pflag.FlagSet, p Persona, fallback, variable string) *Socket {
 	s := &Socket{flags: flags, fallback: fallback, variable: variable, getenv: p.env, spire: p.SPIRE}
 	flags.StringVar(&s.path, "socketPath", fallback, "path of the socket (env "+variable+")")
@@ -64,7 +72,7 @@ func (s *Socket) Path() (string, error) {
 	case s.instance != "":
 		return strings.ReplaceAll(template, "%i", s.instance), nil
 	}
-	if path := s.getenv(s.variable); path != "" {
+	if path := s.getenv(s.variable); s.variable != "" && path != "" {
 		return path, nil
 	}
 	return s.fallback, nil
