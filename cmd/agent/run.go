@@ -41,41 +41,60 @@ func newSettings(flags *pflag.FlagSet, p cli.Persona) *settings {
 	flags.StringVar(&s.set.TrustBundleFormat, "trustBundleFormat", "", "overrides agent.trust_bundle_format: pem or spiffe")
 	flags.BoolVar(&s.set.AllowUnauthenticatedVerifiers, "allowUnauthenticatedVerifiers", false, "overrides agent.allow_unauthenticated_verifiers")
 	flags.BoolVar(&s.set.InsecureBootstrap, "insecureBootstrap", false, "overrides agent.insecure_bootstrap")
+	flags.StringVar(&s.set.TrustBundleURL, "trustBundleUrl", "", "overrides agent.trust_bundle_url")
+	flags.BoolVar(&s.set.LogSourceLocation, "logSourceLocation", false, "overrides agent.log_source_location")
+	flags.StringVar(&s.set.RebootstrapMode, "rebootstrapMode", "", "overrides agent.rebootstrap_mode: never, auto or always")
+	flags.DurationVar(&s.set.RebootstrapDelay, "rebootstrapDelay", 0, "overrides agent.rebootstrap_delay")
+	flags.BoolVar(&s.set.DisableWorkloadAPI, "disableWorkloadAPI", false, "overrides agent.disable_workload_api")
+	flags.BoolVar(&s.set.DisableSDSAPI, "disableSDSAPI", false, "overrides agent.disable_sds_api")
 	return s
 }
 
-// load reads the file, applies the flags that were given, and validates.
+// load reads the file and applies the flags that were given. As in SPIRE, a
+// flag that is given as "" or 0 leaves the file's value.
 func (s *settings) load() (*agent.Config, error) {
 	c, err := agent.Load(s.path, s.expandEnv)
 	if err != nil {
 		return nil, err
 	}
 	to := &c.Agent
-	apply := map[string]func(){
-		"dataDir":                       func() { to.DataDir = s.set.DataDir },
-		"joinToken":                     func() { to.JoinToken, to.JoinTokenFile = s.set.JoinToken, "" },
-		"joinTokenFile":                 func() { to.JoinTokenFile, to.JoinToken = s.set.JoinTokenFile, "" },
-		"logFile":                       func() { to.LogFile = s.set.LogFile },
-		"logFormat":                     func() { to.LogFormat = s.set.LogFormat },
-		"logLevel":                      func() { to.LogLevel = s.set.LogLevel },
-		"serverAddress":                 func() { to.ServerAddress = s.set.ServerAddress },
-		"serverPort":                    func() { to.ServerPort = s.set.ServerPort },
-		"socketPath":                    func() { to.SocketPath = s.set.SocketPath },
-		"trustDomain":                   func() { to.TrustDomain = s.set.TrustDomain },
-		"trustBundle":                   func() { to.TrustBundlePath = s.set.TrustBundlePath },
-		"trustBundleFormat":             func() { to.TrustBundleFormat = s.set.TrustBundleFormat },
-		"allowUnauthenticatedVerifiers": func() { to.AllowUnauthenticatedVerifiers = s.set.AllowUnauthenticatedVerifiers },
-		"insecureBootstrap":             func() { to.InsecureBootstrap = s.set.InsecureBootstrap },
+	apply := map[string]struct {
+		key string
+		do  func()
+	}{
+		"dataDir":                       {"data_dir", func() { to.DataDir = s.set.DataDir }},
+		"joinToken":                     {"join_token", func() { to.JoinToken, to.JoinTokenFile = s.set.JoinToken, "" }},
+		"joinTokenFile":                 {"join_token_file", func() { to.JoinTokenFile, to.JoinToken = s.set.JoinTokenFile, "" }},
+		"logFile":                       {"log_file", func() { to.LogFile = s.set.LogFile }},
+		"logFormat":                     {"log_format", func() { to.LogFormat = s.set.LogFormat }},
+		"logLevel":                      {"log_level", func() { to.LogLevel = s.set.LogLevel }},
+		"logSourceLocation":             {"log_source_location", func() { to.LogSourceLocation = s.set.LogSourceLocation }},
+		"serverAddress":                 {"server_address", func() { to.ServerAddress = s.set.ServerAddress }},
+		"serverPort":                    {"server_port", func() { to.ServerPort = s.set.ServerPort }},
+		"socketPath":                    {"socket_path", func() { to.SocketPath = s.set.SocketPath }},
+		"trustDomain":                   {"trust_domain", func() { to.TrustDomain = s.set.TrustDomain }},
+		"trustBundle":                   {"trust_bundle_path", func() { to.TrustBundlePath = s.set.TrustBundlePath }},
+		"trustBundleUrl":                {"trust_bundle_url", func() { to.TrustBundleURL = s.set.TrustBundleURL }},
+		"trustBundleFormat":             {"trust_bundle_format", func() { to.TrustBundleFormat = s.set.TrustBundleFormat }},
+		"allowUnauthenticatedVerifiers": {"allow_unauthenticated_verifiers", func() { to.AllowUnauthenticatedVerifiers = s.set.AllowUnauthenticatedVerifiers }},
+		"insecureBootstrap":             {"insecure_bootstrap", func() { to.InsecureBootstrap = s.set.InsecureBootstrap }},
+		"rebootstrapMode":               {"rebootstrap_mode", func() { to.RebootstrapMode = s.set.RebootstrapMode }},
+		"rebootstrapDelay":              {"rebootstrap_delay", func() { to.RebootstrapDelay = s.set.RebootstrapDelay }},
+		"disableWorkloadAPI":            {"disable_workload_api", func() { to.DisableWorkloadAPI = s.set.DisableWorkloadAPI }},
+		"disableSDSAPI":                 {"disable_sds_api", func() { to.DisableSDSAPI = s.set.DisableSDSAPI }},
 	}
 	s.flags.Visit(func(f *pflag.Flag) {
-		if do, ok := apply[f.Name]; ok {
-			do()
+		o, ok := apply[f.Name]
+		if text := f.Value.String(); !ok || text == "" || text == "0" || text == "0s" {
+			return
 		}
+		o.do()
+		c.Override("agent."+o.key, "-"+f.Name)
 	})
 	if to.SocketPath == "" {
 		to.SocketPath = s.persona.AgentSocket()
 	}
-	return c, c.Validate()
+	return c, nil
 }
 
 func runCommand(p cli.Persona) *cobra.Command {
@@ -86,13 +105,16 @@ func runCommand(p cli.Persona) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := c.Preflight(); err != nil {
+			return err
+		}
 		return run(cmd.Context(), c)
 	}
 	return cmd
 }
 
 func run(ctx context.Context, c *agent.Config) (err error) {
-	log, err := telemetry.NewLog(telemetry.LogConfig{Level: c.Agent.LogLevel, Format: c.Agent.LogFormat, File: c.Agent.LogFile})
+	log, err := telemetry.NewLog(telemetry.LogConfig{Level: c.Agent.LogLevel, Format: c.Agent.LogFormat, File: c.Agent.LogFile, AddSource: c.Agent.LogSourceLocation})
 	if err != nil {
 		return fmt.Errorf("agent.log_file: %w", err)
 	}

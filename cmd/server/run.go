@@ -1,12 +1,6 @@
 package main
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
-	"io/fs"
-	"path/filepath"
-
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/credence-id/credence/pkg/server"
 	"github.com/spf13/cobra"
@@ -33,40 +27,42 @@ func newSettings(flags *pflag.FlagSet) *settings {
 	flags.StringVar(&s.set.TrustDomain, "trustDomain", "", "overrides server.trust_domain")
 	flags.StringVar(&s.set.LogFile, "logFile", "", "overrides server.log_file")
 	flags.StringVar(&s.set.LogFormat, "logFormat", "", "overrides server.log_format: text or json")
-	flags.BoolVar(&s.set.LogSourceLocation, "logSourceLocation", false, "overrides server.log_source_location: file and line in each log line")
 	flags.StringVar(&s.set.LogLevel, "logLevel", "", "overrides server.log_level: debug, info, warn or error")
+	flags.BoolVar(&s.set.LogSourceLocation, "logSourceLocation", false, "overrides server.log_source_location")
 	return s
 }
 
-// load reads the file, applies the flags that were given, and validates.
+// load reads the file and applies the flags that were given. As in SPIRE, a
+// flag that is given as "" or 0 leaves the file's value.
 func (s *settings) load() (*server.Config, error) {
 	c, err := server.Load(s.path, s.expandEnv)
-	if errors.Is(err, fs.ErrNotExist) {
-		path, _ := filepath.Abs(s.path) //nolint:errcheck // without it the path is the one that was given
-		return nil, fmt.Errorf("could not find config file %s: please use the -config flag", cmp.Or(path, s.path))
-	}
 	if err != nil {
 		return nil, err
 	}
 	to := &c.Server
-	apply := map[string]func(){
-		"bindAddress": func() { to.BindAddress = s.set.BindAddress },
-		"serverPort":  func() { to.BindPort = s.set.BindPort },
-		"dataDir":     func() { to.DataDir = s.set.DataDir },
-		"socketPath":  func() { to.SocketPath = s.set.SocketPath },
-		"trustDomain": func() { to.TrustDomain = s.set.TrustDomain },
-		"logFile":     func() { to.LogFile = s.set.LogFile },
-		"logFormat":   func() { to.LogFormat = s.set.LogFormat },
-		"logLevel":    func() { to.LogLevel = s.set.LogLevel },
-
-		"logSourceLocation": func() { to.LogSourceLocation = s.set.LogSourceLocation },
+	apply := map[string]struct {
+		key string
+		do  func()
+	}{
+		"bindAddress":       {"bind_address", func() { to.BindAddress = s.set.BindAddress }},
+		"serverPort":        {"bind_port", func() { to.BindPort = s.set.BindPort }},
+		"dataDir":           {"data_dir", func() { to.DataDir = s.set.DataDir }},
+		"socketPath":        {"socket_path", func() { to.SocketPath = s.set.SocketPath }},
+		"trustDomain":       {"trust_domain", func() { to.TrustDomain = s.set.TrustDomain }},
+		"logFile":           {"log_file", func() { to.LogFile = s.set.LogFile }},
+		"logFormat":         {"log_format", func() { to.LogFormat = s.set.LogFormat }},
+		"logLevel":          {"log_level", func() { to.LogLevel = s.set.LogLevel }},
+		"logSourceLocation": {"log_source_location", func() { to.LogSourceLocation = s.set.LogSourceLocation }},
 	}
 	s.flags.Visit(func(f *pflag.Flag) {
-		if do, ok := apply[f.Name]; ok {
-			do()
+		o, ok := apply[f.Name]
+		if !ok || f.Value.String() == "" || f.Value.String() == "0" {
+			return
 		}
+		o.do()
+		c.Override("server."+o.key, "-"+f.Name)
 	})
-	return c, c.Validate()
+	return c, nil
 }
 
 func runCommand(cli.Persona) *cobra.Command {
@@ -77,11 +73,14 @@ func runCommand(cli.Persona) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := c.Preflight(); err != nil {
+			return err
+		}
 		srv, err := server.New(*c)
 		if err != nil {
 			return err
 		}
 		return srv.Run(cmd.Context())
 	}
-	return cli.BareErrors(cmd)
+	return cmd
 }

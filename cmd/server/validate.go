@@ -10,17 +10,25 @@ import (
 func validateCommand(p cli.Persona) *cobra.Command {
 	cmd := &cobra.Command{Use: "validate", Short: "Check a configuration file without running it", Args: cobra.NoArgs}
 	s := newSettings(cmd.Flags())
+	static := cmd.Flags().Bool("static", false, "check the text alone, and not the files and directories it names: for another machine's configuration")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		_, err := s.load()
-		switch {
-		case err == nil && p.SPIRE:
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), "SPIRE server configuration file is valid.")
-		case err == nil:
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), "Credence server configuration file is valid.")
-		case p.SPIRE:
-			err = fmt.Errorf("SPIRE server configuration file is invalid: %w", err)
+		c, err := s.load()
+		if err != nil {
+			return err
 		}
+		check := c.Preflight
+		if *static {
+			check = c.Validate
+		}
+		if err := check(); err != nil {
+			return err
+		}
+		name := "Credence"
+		if p.SPIRE {
+			name = "SPIRE"
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s server configuration file is valid.\n", name)
 		return err
 	}
-	return cli.BareErrors(cmd)
+	return cmd
 }

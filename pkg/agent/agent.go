@@ -53,6 +53,7 @@ type Agent struct {
 	started   time.Time
 	reason    atomic.Pointer[string]
 	readyOnce sync.Once
+	asked     asked // of the one goroutine that bootstraps
 	// background are goroutines that end soon after what they serve; Run waits
 	// for them.
 	background sync.WaitGroup
@@ -105,6 +106,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return err })
 		return errors.Join(group.Wait(), lis.Close())
 	}
+	a.note(ctx)
 	creds := peer.NewCredentials(peer.Config{Log: a.log})
 	for name, run := range map[string]func(context.Context) error{
 		"peers":                creds.Run,
@@ -177,6 +179,14 @@ func (a *Agent) runListeners(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	profiles, err := a.config.Agent.Profiling.Listen(ctx, "agent")
+	if err != nil {
+		return err
+	}
+	if profiles != nil {
+		l := a.config.Agent.Profiling.NewListener(a.log)
+		group.Go(func() error { return l.Serve(ctx, profiles) })
+	}
 	if metrics != nil {
 		l, err := telemetry.NewPrometheus(*a.config.Telemetry.Prometheus, a.registry, a.log)
 		if err != nil {
@@ -185,6 +195,14 @@ func (a *Agent) runListeners(ctx context.Context, group *errgroup.Group) error {
 		group.Go(func() error { return l.Serve(ctx, metrics) })
 	}
 	return nil
+}
+
+// note says which keys of the configuration have no effect.
+func (a *Agent) note(ctx context.Context) {
+	notices, _ := a.config.unsupported() // New has seen to those that are refused.
+	for _, n := range notices {
+		a.log.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.Key, telemetry.Reason, n.Reason)
+	}
 }
 
 func (a *Agent) live(context.Context) error { return nil }

@@ -337,7 +337,7 @@ func TestLoadBundle(t *testing.T) {
 	}{
 		"pem":               {good, formatPEM, ""},
 		"not pem":           {"junk", formatPEM, "no PEM block"},
-		"pem of garbage":    {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", formatPEM, "trust_bundle_path"},
+		"pem of garbage":    {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", formatPEM, "malformed certificate"},
 		"document":          {`{"keys":[]}`, formatSPIFFE, "no certificate"},
 		"not a document":    {good, formatSPIFFE, "agent.trust_bundle_format"},
 		"an empty document": {`{}`, formatSPIFFE, "agent.trust_bundle_format"},

@@ -2,11 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"maps"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/attestor"
@@ -16,27 +11,23 @@ import (
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
-	"github.com/credence-id/credence/pkg/attest/workload/unix"
-	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/keys"
-	"github.com/credence-id/credence/pkg/keys/diskkey"
-	"github.com/credence-id/credence/pkg/keys/memkey"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // The concrete choices: configured name → constructor.
 var (
-	keyManagers = map[string]func(*Config, config.Plugin) (keys.Manager, error){
-		"memory": func(*Config, config.Plugin) (keys.Manager, error) { return memkey.New(), nil },
-		"disk":   newDiskKeys,
+	keyManagers = map[string]choose[keys.Manager]{
+		"memory": chooseMemory,
+		"disk":   chooseDisk,
 	}
-	provers = map[string]func(*Config, config.Plugin) (node.Prover, error){
-		jointoken.Name: newJoinToken,
-		x509pop.Name:   newX509POP,
+	provers = map[string]choose[node.Prover]{
+		jointoken.Name: chooseJoinToken,
+		x509pop.Name:   chooseX509POP,
 	}
-	attestors = map[string]func(*Config, config.Plugin) (workload.Attestor, error){
-		"unix": newUnix,
+	attestors = map[string]choose[workload.Attestor]{
+		"unix": chooseUnix,
 	}
 )
 
@@ -66,14 +57,14 @@ func New(c *Config, o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.prover, err = one(c, "NodeAttestor", provers); err != nil {
+	if a.prover, err = newProver(c); err != nil {
 		return nil, err
 	}
 	var found []workload.Attestor
 	for _, p := range c.Plugins.OfType("WorkloadAttestor") {
-		at, err := attestors[p.Name](c, p)
+		at, err := open(c, p, attestors)
 		if err != nil {
-			return nil, p.Errorf("%w", err)
+			return nil, err
 		}
 		found = append(found, at)
 	}
@@ -101,86 +92,4 @@ func New(c *Config, o Options) (*Agent, error) {
 		return nil, err
 	}
 	return a, a.newAdmin(o)
-}
-
-// checkPlugins reports plugins that are unknown, missing or too many.
-func (c *Config) checkPlugins() error {
-	problems := []error{c.Plugins.Check(map[string][]string{
-		"KeyManager":       slices.Sorted(maps.Keys(keyManagers)),
-		"NodeAttestor":     slices.Sorted(maps.Keys(provers)),
-		"WorkloadAttestor": slices.Sorted(maps.Keys(attestors)),
-	}, later)}
-	for _, kind := range []string{"KeyManager", "NodeAttestor"} {
-		found := c.Plugins.OfType(kind)
-		if len(found) == 0 {
-			problems = append(problems, c.file.Errorf("plugins."+kind, "0 are configured; the agent needs exactly one"))
-		}
-		for i := 1; i < len(found); i++ {
-			problems = append(problems, found[i].Errorf("only one %s can be used, and %q is configured too; keep one", kind, found[0].Name))
-		}
-	}
-	if len(c.Plugins.OfType("WorkloadAttestor")) == 0 {
-		problems = append(problems, c.file.Errorf("plugins.WorkloadAttestor", `none is configured; without one no workload can be recognised: add WorkloadAttestor "unix" {}`))
-	}
-	for _, p := range c.Plugins {
-		if p.Cmd != "" && p.Enabled {
-			problems = append(problems, p.Errorf("plugin_cmd: external plugins are not supported by this version; use a built-in one"))
-		}
-	}
-	return config.Problems(problems...)
-}
-
-// one makes the one plugin of a kind, which checkPlugins has seen to.
-func one[T any](c *Config, kind string, constructors map[string]func(*Config, config.Plugin) (T, error)) (T, error) {
-	p := c.Plugins.OfType(kind)[0]
-	t, err := constructors[p.Name](c, p)
-	if err != nil {
-		return t, p.Errorf("%w", err)
-	}
-	return t, nil
-}
-
-func newDiskKeys(c *Config, p config.Plugin) (keys.Manager, error) {
-	data := struct {
-		// Directory holds keys.json; default data_dir.
-		Directory string `hcl:"directory"`
-	}{Directory: c.Agent.DataDir}
-	if err := p.Decode(&data); err != nil {
-		return nil, err
-	}
-	return diskkey.New(filepath.Join(data.Directory, "keys.json"))
-}
-
-func newJoinToken(c *Config, p config.Plugin) (node.Prover, error) {
-	if err := p.Decode(&struct{}{}); err != nil {
-		return nil, err
-	}
-	token := c.Agent.JoinToken
-	if c.Agent.JoinTokenFile != "" {
-		data, err := os.ReadFile(c.Agent.JoinTokenFile)
-		if err != nil {
-			return nil, fmt.Errorf("agent.join_token_file: %w", err)
-		}
-		token = strings.TrimSpace(string(data))
-	}
-	return jointoken.NewProver(token), nil
-}
-
-func newX509POP(_ *Config, p config.Plugin) (node.Prover, error) {
-	var data x509pop.ProverConfig
-	if err := p.Decode(&data); err != nil {
-		return nil, err
-	}
-	if err := data.Validate(); err != nil {
-		return nil, err
-	}
-	return x509pop.NewProver(data), nil
-}
-
-func newUnix(_ *Config, p config.Plugin) (workload.Attestor, error) {
-	var data unix.Config
-	if err := p.Decode(&data); err != nil {
-		return nil, err
-	}
-	return unix.New(data), nil
 }

@@ -168,9 +168,9 @@ func (a *Agent) bootstrap(ctx context.Context) error {
 	}
 	s := a.config.Agent
 	if !s.InsecureBootstrap {
-		b, err := loadBundle(a.trust.td, s.TrustBundlePath, s.TrustBundleFormat)
+		b, err := a.bootstrapBundle(ctx)
 		if err != nil {
-			return fatal(err)
+			return err
 		}
 		a.trust.current.Store(b)
 		return nil

@@ -114,14 +114,14 @@ func (t *trust) usable(now time.Time) bool {
 func loadBundle(td spiffeid.TrustDomain, path, format string) (*x509bundle.Bundle, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("agent.trust_bundle_path: %w; write the output of `credence-server bundle show` there", err)
+		return nil, fmt.Errorf("%w; write the output of `credence-server bundle show` there", err)
 	}
 	bundle, err := parseBundle(td, data, format)
 	if err != nil {
-		return nil, fmt.Errorf("agent.trust_bundle_path: %s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if bundle.Empty() {
-		return nil, fmt.Errorf("agent.trust_bundle_path: %s has no certificate", path)
+		return nil, fmt.Errorf("%s has no certificate", path)
 	}
 	return bundle, nil
 }

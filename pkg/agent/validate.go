@@ -17,8 +17,8 @@ import (
 type reporter = func(key, format string, args ...any)
 
 // Validate reports every problem of the configuration's text, one a line in the
-// order of the file, each with file, line and key. It reads no other file and
-// opens no socket; see [Config.Preflight] for these.
+// order of the file, each with file, line and key. But for plugin_data_file it
+// reads no other file; see [Config.Preflight] for these.
 func (c *Config) Validate() error {
 	_, refused := c.unsupported()
 	problems := []error{c.unread, refused, c.checkPlugins()}

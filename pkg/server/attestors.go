@@ -41,7 +41,7 @@ func chooseVerifiers(ps config.Plugins) (map[string]openVerifier, error) {
 func openJoinToken(verifierEnv) (node.Verifier, error) { return jointoken.Verifier{}, nil }
 
 func chooseJoinToken(p config.Plugin) (openVerifier, error) {
-	return openJoinToken, p.Decode(&struct{}{})
+	return openJoinToken, p.Decode(&noData{})
 }
 
 func chooseX509POP(p config.Plugin) (openVerifier, error) {

@@ -22,8 +22,8 @@ const minTTL = time.Second
 var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
 // Validate reports every problem of the configuration's text, one a line in the
-// order of the file, each with file, line and key. It reads no other file and
-// touches no network; see [Config.Preflight] for these.
+// order of the file, each with file, line and key. But for plugin_data_file it
+// reads no other file; see [Config.Preflight] for these.
 func (c *Config) Validate() error {
 	s := c.Server.withDefaults()
 	_, refused := c.unsupported()

@@ -13,10 +13,12 @@ import (
 func TestCheckRefusesWhatOpenRefuses(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(t *testing.T, path string){
-		"a store":   func(*testing.T, string) {},
-		"none":      func(t *testing.T, path string) { check(t, os.Remove(path)) },
-		"empty":     func(t *testing.T, path string) { check(t, os.Truncate(path, 0)) },
-		"garbage":   func(t *testing.T, path string) { check(t, os.WriteFile(path, bytes.Repeat([]byte("no store "), 4096), 0o600)) },
+		"a store": func(*testing.T, string) {},
+		"none":    func(t *testing.T, path string) { check(t, os.Remove(path)) },
+		"empty":   func(t *testing.T, path string) { check(t, os.Truncate(path, 0)) },
+		"garbage": func(t *testing.T, path string) {
+			check(t, os.WriteFile(path, bytes.Repeat([]byte("no store "), 4096), 0o600))
+		},
 		"cut short": func(t *testing.T, path string) { check(t, os.Truncate(path, 32<<10)) },
 		"writable":  func(t *testing.T, path string) { check(t, os.Chmod(path, 0o602)) },
 		"directory": func(t *testing.T, path string) {

@@ -1,0 +1,47 @@
+package server
+
+import (
+	"crypto/x509"
+	"path/filepath"
+
+	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/preflight"
+	"github.com/credence-id/credence/pkg/unixsock"
+)
+
+// Preflight is Validate, and reports also what is wrong with the files and
+// directories that the configuration names: all that Run would refuse but for
+// what only shows when it is used, such as a port that another process has. It
+// changes nothing and opens no socket, so that it can be used beside a running
+// server.
+func (c *Config) Preflight() error {
+	s := c.Server.withDefaults()
+	problems := []error{c.Validate()}
+	report := func(key string, err error) {
+		if err != nil {
+			problems = append(problems, c.file.Errorf(key, "%w", err))
+		}
+	}
+	if s.DataDir != "" {
+		report("server.data_dir", preflight.Dir(s.DataDir))
+	}
+	if c.AdminListener == nil {
+		report("server.socket_path", unixsock.Check(s.SocketPath))
+		report("server.socket_path", preflight.Dir(filepath.Dir(s.SocketPath)))
+	}
+	if s.LogFile != "" && c.Logger == nil {
+		report("server.log_file", preflight.LogFile(s.LogFile))
+	}
+	chosen, _ := c.choose() // Validate has its problems.
+	for _, check := range chosen.checks {
+		problems = append(problems, check())
+	}
+	for _, open := range chosen.verifiers {
+		if open == nil {
+			continue // Validate said why.
+		}
+		_, err := open(verifierEnv{authorities: func() []*x509.Certificate { return nil }})
+		problems = append(problems, err)
+	}
+	return config.Problems(problems...)
+}
