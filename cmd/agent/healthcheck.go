@@ -11,7 +11,7 @@ import (
 func healthcheckCommand(p cli.Persona) *cobra.Command {
 	cmd := &cobra.Command{Use: "healthcheck", Short: "Say whether the agent is healthy", Args: cobra.NoArgs}
 	socket := cli.AgentSocket(cmd.Flags(), p)
-	verbose := cmd.Flags().Bool("verbose", false, "say what is done")
+	verbose := cmd.Flags().Bool("verbose", false, "say what is done, and what went wrong")
 	cmd.Flags().Bool("shallow", false, "accepted for SPIRE's scripts; the check is the same")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *verbose {
@@ -19,17 +19,26 @@ func healthcheckCommand(p cli.Persona) *cobra.Command {
 				return err
 			}
 		}
-		conn, err := socket.Dial(cmd.Context())
+		unhealthy := func(reason string) error {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Agent is unhealthy: %s\n", reason)
+			return cli.ErrReported
+		}
+		conn, err := socket.Conn()
 		if err != nil {
-			return fmt.Errorf("agent is unhealthy: %w", err)
+			return unhealthy(err.Error())
 		}
 		defer conn.Close() //nolint:errcheck // the process ends
 		resp, err := grpc_health_v1.NewHealthClient(conn).Check(cmd.Context(), &grpc_health_v1.HealthCheckRequest{})
-		if err != nil {
-			return fmt.Errorf("agent is unhealthy: %w", err)
+		if err != nil && *verbose {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Failed to check health: %v\n", err)
 		}
-		if resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-			return cli.Hint(fmt.Errorf("agent is unhealthy: it returned status %q", resp.GetStatus()), "the agent's log says why it is not in sync with its server")
+		switch {
+		case err != nil && p.SPIRE:
+			return unhealthy("unable to determine health") // SPIRE keeps the reason for -verbose.
+		case err != nil:
+			return unhealthy(fmt.Sprintf("unable to determine health: %v", err))
+		case resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING:
+			return unhealthy(fmt.Sprintf("agent returned status %q", resp.GetStatus()))
 		}
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), "Agent is healthy.")
 		return err

@@ -29,6 +29,8 @@ func validateJWTCommand(p cli.Persona) *cobra.Command {
 		}
 		var resp *workload.ValidateJWTSVIDResponse
 		err := c.call(cmd, func(ctx context.Context, api workload.SpiffeWorkloadAPIClient) (err error) {
+			ctx, cancel := c.ask(ctx)
+			defer cancel()
 			resp, err = api.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Audience: *audience, Svid: *token})
 			return err
 		})

@@ -22,12 +22,21 @@ func root(p cli.Persona) *cobra.Command {
 		Use:   p.Program("agent"),
 		Short: "Attests this node and its workloads, and serves them their identities",
 	}
-	api := &cobra.Command{Use: "api", Short: "Call the Workload API as a workload does"}
 	fetch := fetchCommand(p)
 	fetch.AddCommand(fetchX509Command(p), fetchJWTCommand(p))
-	validate := &cobra.Command{Use: "validate", Short: "Validate a token"}
-	validate.AddCommand(validateJWTCommand(p))
-	api.AddCommand(fetch, validate, watchCommand(p))
-	cmd.AddCommand(runCommand(p), validateCommand(p), healthcheckCommand(p), api)
+	cmd.AddCommand(
+		cli.BareErrors(runCommand(p)), cli.BareErrors(validateCommand(p)), healthcheckCommand(p),
+		cli.BareErrors(noun("api", "Call the Workload API as a workload does",
+			fetch, noun("validate", "Validate a token", validateJWTCommand(p)), watchCommand(p))),
+		noun("logger", "See and change what the agent logs", loggerGet(p), loggerSet(p), loggerReset(p)),
+		noun("debug", "Look inside the agent", debugGetInfo(p)),
+	)
+	return cmd
+}
+
+// noun is a command that only has others below it.
+func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short}
+	cmd.AddCommand(verbs...)
 	return cmd
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/credence-id/credence/pkg/cli"
@@ -19,7 +20,10 @@ func watchCommand(p cli.Persona) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		w := &watcher{cmd: cmd, last: time.Now()}
+		if path, err = filepath.Abs(path); err != nil {
+			return err
+		}
+		w := &watcher{cmd: cmd, hints: !p.SPIRE, last: time.Now()}
 		err = workloadapi.WatchX509Context(cmd.Context(), w, workloadapi.WithAddr("unix://"+path))
 		if errors.Is(err, context.Canceled) || cmd.Context().Err() != nil {
 			return nil // interrupted, as asked
@@ -30,8 +34,9 @@ func watchCommand(p cli.Persona) *cobra.Command {
 }
 
 type watcher struct {
-	cmd  *cobra.Command
-	last time.Time
+	cmd   *cobra.Command
+	hints bool // SPIRE's does not print them here
+	last  time.Time
 }
 
 // OnX509ContextUpdate prints one update.
@@ -39,20 +44,26 @@ func (w *watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
 	federated := make(bundles)
 	own := make(bundles)
 	for _, b := range c.Bundles.Bundles() {
-		own[b.TrustDomain().IDString()] = b.X509Authorities()
+		own[b.TrustDomain().Name()] = b.X509Authorities()
 	}
 	var svids []x509SVID
 	for _, s := range c.SVIDs {
-		td := s.ID.TrustDomain().IDString()
-		svids = append(svids, x509SVID{id: s.ID.String(), hint: s.Hint, chain: s.Certificates, bundle: own[td]})
+		td := s.ID.TrustDomain().Name()
+		svid := x509SVID{id: s.ID.String(), chain: s.Certificates, bundle: own[td]}
+		if w.hints {
+			svid.hint = s.Hint
+		}
+		svids = append(svids, svid)
 		for _, name := range own.names() {
 			if name != td {
 				federated[name] = own[name]
 			}
 		}
 	}
-	if err := printX509(w.cmd.OutOrStdout(), svids, federated, time.Since(w.last)); err != nil {
-		w.OnX509ContextWatchError(err)
+	out := printer{w: w.cmd.OutOrStdout()}
+	out.printX509(svids, federated, time.Since(w.last))
+	if out.err != nil {
+		w.OnX509ContextWatchError(out.err)
 	}
 	w.last = time.Now()
 }
