@@ -17,7 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// attacker is a client that speaks HTTP/2 by hand, without a certificate.
+// attacker is a client that speaks HTTP/2 by hand.
 type attacker struct {
 	conn *tls.Conn
 	*http2.Framer
@@ -25,9 +25,15 @@ type attacker struct {
 	enc     *hpack.Encoder
 }
 
+// attack connects without a certificate.
 func attack(t *testing.T, r *running) *attacker {
 	t.Helper()
-	cfg := r.clientTLS(t, nil)
+	return attackWith(t, r, nil)
+}
+
+func attackWith(t *testing.T, r *running, cert *tls.Certificate) *attacker {
+	t.Helper()
+	cfg := r.clientTLS(t, cert)
 	cfg.NextProtos = []string{"h2"}
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: cfg}
 	raw, err := d.DialContext(t.Context(), "tcp", r.Address.String())
@@ -56,11 +62,16 @@ func attack(t *testing.T, r *running) *attacker {
 // block is the headers of a call of a stream that anyone may open.
 func (a *attacker) block(t *testing.T) []byte {
 	t.Helper()
+	return a.blockFor(t, agentv1.Agent_AttestAgent_FullMethodName)
+}
+
+func (a *attacker) blockFor(t *testing.T, method string) []byte {
+	t.Helper()
 	a.headers.Reset()
 	for _, f := range [][2]string{
 		{":method", "POST"},
 		{":scheme", "https"},
-		{":path", agentv1.Agent_AttestAgent_FullMethodName},
+		{":path", method},
 		{":authority", "server"},
 		{"content-type", "application/grpc"},
 		{"te", "trailers"},
