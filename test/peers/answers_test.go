@@ -40,7 +40,7 @@ func TestSameAnswers(t *testing.T) {
 	theirs.identities(t, key)
 	mine.identities(t, key)
 	played := map[string]bool{}
-	for _, c := range slices.Concat(entryCalls, agentCalls, svidCalls, bundleCalls, federationCalls, adminCalls, endCalls) {
+	for _, c := range slices.Concat(entryCalls, agentCalls, svidCalls, bundleCalls, federationCalls, endCalls, adminCalls) {
 		if played[c.name] {
 			t.Fatalf("%q is twice in the table", c.name)
 		}
@@ -130,13 +130,12 @@ func newCA(t *testing.T, key crypto.Signer, serial int64) string {
 // identities connects as each kind of caller.
 func (p *player) identities(t *testing.T, key crypto.Signer) {
 	t.Helper()
-	for as, entry := range map[caller]*types.Entry{
-		admin:      {SpiffeId: apiID("/admin"), Admin: true},
-		downstream: {SpiffeId: apiID("/downstream"), Downstream: true},
-		workload:   nil,
-	} {
-		if entry != nil {
-			entry.ParentId, entry.Selectors = apiID("/elsewhere"), []*types.Selector{{Type: "none", Value: string(as)}}
+	for _, as := range []caller{admin, downstream, workload} {
+		if as != workload {
+			entry := &types.Entry{
+				SpiffeId: apiID("/" + string(as)), ParentId: apiID("/elsewhere"), Selectors: []*types.Selector{{Type: "none", Value: string(as)}},
+				Admin: as == admin, Downstream: as == downstream,
+			}
 			resp, err := entryv1.NewEntryClient(p.local).BatchCreateEntry(bounded(t), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{entry}})
 			if err != nil || resp.GetResults()[0].GetStatus().GetCode() != 0 {
 				t.Fatalf("%s: an entry for %s: %v, %v", p.bin.name, as, resp, err)

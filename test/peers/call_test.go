@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
@@ -80,7 +81,7 @@ func (p *player) play(t *testing.T, c call) answer {
 	m, err := do(p)
 	if err != nil {
 		s := status.Convert(err)
-		a := answer{Code: s.Code().String(), Error: p.plain.text(s.Message())}
+		a := answer{Code: s.Code().String(), Error: p.plain.words(s.Code(), s.Message())}
 		for _, d := range s.Details() {
 			if m, ok := d.(proto.Message); ok {
 				a.Details = append(a.Details, p.plain.message(m.ProtoReflect(), nil))
@@ -185,4 +186,12 @@ func lookUp(m protoreflect.Message, path []string) (string, bool) {
 		return string(v.Bytes()), true
 	}
 	return v.String(), true
+}
+
+// undo takes away what one side may have created and the other not.
+func undo(name string) call {
+	return call{name: name, do: func(p *player) (proto.Message, error) {
+		_, err := entryv1.NewEntryClient(p.local).BatchDeleteEntry(p.t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{"differs"}})
+		return &entryv1.BatchDeleteEntryResponse{}, err
+	}}
 }

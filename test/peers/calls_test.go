@@ -88,8 +88,9 @@ var entryCalls = []call{
 	},
 	{
 		name: "entry: create with the same selector twice", method: "entry.v1.Entry/BatchCreateEntry",
-		request: `entries { spiffe_id { trust_domain: "example.org" path: "/twice" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:8" } selectors { type: "unix" value: "uid:8" } }`,
+		request: `entries { id: "differs" spiffe_id { trust_domain: "example.org" path: "/twice" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:8" } selectors { type: "unix" value: "uid:8" } }`,
 	},
+	undo("entry: undo that one"),
 	{
 		name: "entry: create with a negative TTL", method: "entry.v1.Entry/BatchCreateEntry",
 		request: `entries { spiffe_id { trust_domain: "example.org" path: "/x" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } x509_svid_ttl: -1 }`,
@@ -100,12 +101,15 @@ var entryCalls = []call{
 	},
 	{
 		name: "entry: create that has expired", method: "entry.v1.Entry/BatchCreateEntry",
-		request: `entries { spiffe_id { trust_domain: "example.org" path: "/expired" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } expires_at: 100 }`,
+		request: `entries { id: "differs" spiffe_id { trust_domain: "example.org" path: "/expired" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } expires_at: 100 }`,
 	},
+	{name: "entry: get one that has expired", method: "entry.v1.Entry/GetEntry", request: `id: "differs"`},
+	undo("entry: undo the expired one"),
 	{
 		name: "entry: create with a bad DNS name", method: "entry.v1.Entry/BatchCreateEntry",
-		request: `entries { spiffe_id { trust_domain: "example.org" path: "/x" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } dns_names: "a b" }`,
+		request: `entries { id: "differs" spiffe_id { trust_domain: "example.org" path: "/x" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } dns_names: "a b" }`,
 	},
+	undo("entry: undo the bad DNS name"),
 	{
 		name: "entry: create with an empty DNS name", method: "entry.v1.Entry/BatchCreateEntry",
 		request: `entries { spiffe_id { trust_domain: "example.org" path: "/x" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } dns_names: "" }`,
@@ -168,7 +172,12 @@ var entryCalls = []call{
 	{name: "entry: update all without what is required", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: $web hint: "h" }`},
 	{name: "entry: update none", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: "4bdda1d6-4e5b-4c72-93b1-000000000000" hint: "h" } input_mask { hint: true }`},
 	{name: "entry: update without ID", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { hint: "h" } input_mask { hint: true }`},
-	{name: "entry: update to what another is", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: $web spiffe_id { trust_domain: "example.org" path: "/good" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } }`},
+	{
+		name: "entry: create one to update", method: "entry.v1.Entry/BatchCreateEntry",
+		request: `entries { id: "differs" spiffe_id { trust_domain: "example.org" path: "/differs" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } }`,
+	},
+	{name: "entry: update to what another is", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: "differs" spiffe_id { trust_domain: "example.org" path: "/good" } parent_id { trust_domain: "example.org" path: "/node" } selectors { type: "unix" value: "uid:7" } }`},
+	undo("entry: undo the update"),
 	{name: "entry: update to a foreign trust domain", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: $web spiffe_id { trust_domain: "other.org" path: "/x" } } input_mask { spiffe_id: true }`},
 	{name: "entry: update nothing", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: $web } input_mask { }`},
 	{name: "entry: update expiry and attributes", method: "entry.v1.Entry/BatchUpdateEntry", request: `entries { id: $web expires_at: 4000000000 additional_attributes { jwt_svid_include_jti: true } } input_mask { expires_at: true additional_attributes: true }`},
@@ -407,6 +416,7 @@ var adminCalls = []call{
 	{name: "health: of a service", method: "grpc.health.v1.Health/Check", request: `service: "x"`},
 	{name: "authority: state of X.509", method: "localauthority.v1.LocalAuthority/GetX509AuthorityState", save: map[string]string{"x509_active": "active.authority_id"}},
 	{name: "authority: state of JWT", method: "localauthority.v1.LocalAuthority/GetJWTAuthorityState", save: map[string]string{"jwt_active": "active.authority_id"}},
+	{name: "authority: over TCP", as: admin, method: "localauthority.v1.LocalAuthority/GetX509AuthorityState"},
 	{name: "authority: activate X.509 without ID", method: "localauthority.v1.LocalAuthority/ActivateX509Authority"},
 	{name: "authority: activate X.509 that is none", method: "localauthority.v1.LocalAuthority/ActivateX509Authority", request: `authority_id: "none"`},
 	{name: "authority: activate X.509 that is active", method: "localauthority.v1.LocalAuthority/ActivateX509Authority", request: `authority_id: $x509_active`},
@@ -434,7 +444,6 @@ var adminCalls = []call{
 	{name: "authority: taint JWT", method: "localauthority.v1.LocalAuthority/TaintJWTAuthority", request: `authority_id: $jwt_active`},
 	{name: "authority: revoke JWT", method: "localauthority.v1.LocalAuthority/RevokeJWTAuthority", request: `authority_id: $jwt_active`},
 	{name: "authority: state of WIT", method: "localauthority.v1.LocalAuthority/GetWITAuthorityState"},
-	{name: "authority: over TCP", as: admin, method: "localauthority.v1.LocalAuthority/GetX509AuthorityState"},
 	{name: "authority: anyone", as: anyone, method: "localauthority.v1.LocalAuthority/GetX509AuthorityState"},
 	{name: "bundle: get after the authorities", method: "bundle.v1.Bundle/GetBundle"},
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -28,21 +30,23 @@ var (
 	serial = regexp.MustCompile(`(SERIALNUMBER|2\.5\.4\.5)=[0-9]+`)
 )
 
-// name is the placeholder of a random value.
+// name is the name of a random value that was saved, or just its kind.
 func (p *plain) name(kind, value string) string {
-	if value == "" {
-		return ""
+	if name, ok := p.names[value]; ok || value == "" {
+		return name
 	}
-	if _, ok := p.names[value]; !ok {
-		n := 1
-		for _, other := range p.names {
-			if strings.HasPrefix(other, "<"+kind+" ") {
-				n++
-			}
-		}
-		p.names[value] = fmt.Sprintf("<%s %d>", kind, n)
+	return "<" + kind + ">"
+}
+
+// words are a message, where third parties read it. That something is not
+// valid or not allowed is said by the code; we say it in other words, which name
+// the field and the next step.
+func (p *plain) words(code codes.Code, message string) string {
+	switch code {
+	case codes.OK, codes.AlreadyExists, codes.NotFound:
+		return p.text(message)
 	}
-	return p.names[value]
+	return "<words>"
 }
 
 func (p *plain) text(s string) string {
@@ -52,7 +56,7 @@ func (p *plain) text(s string) string {
 		}
 	}
 	s = serial.ReplaceAllString(s, "$1=<n>")
-	return uuid.ReplaceAllStringFunc(s, func(id string) string { return p.name("uuid", id) })
+	return uuid.ReplaceAllString(s, "<uuid>")
 }
 
 // moment is how far t is from now, to the minute.
@@ -90,19 +94,22 @@ func (p *plain) message(m protoreflect.Message, unordered []string) any {
 	return out
 }
 
-// order is by what is not random.
 func order(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err.Error()
 	}
-	return regexp.MustCompile(`<[a-z]+ \d+>`).ReplaceAllString(string(b), "")
+	return string(b)
 }
 
 func (p *plain) value(f protoreflect.FieldDescriptor, v protoreflect.Value, unordered []string) any {
 	name := string(f.Name())
 	switch f.Kind() {
 	case protoreflect.MessageKind:
+		if s, ok := v.Message().Interface().(*types.Status); ok {
+			code := codes.Code(s.GetCode()) //nolint:gosec // codes are small
+			return map[string]any{"code": code.String(), "message": p.words(code, s.GetMessage())}
+		}
 		return p.message(v.Message(), unordered)
 	case protoreflect.EnumKind:
 		return string(f.Enum().Values().ByNumber(v.Enum()).Name())
@@ -129,6 +136,9 @@ func (p *plain) value(f protoreflect.FieldDescriptor, v protoreflect.Value, unor
 		}
 		return v.Int()
 	default:
+		if name == "uptime" {
+			return "<uptime>"
+		}
 		return v.Interface()
 	}
 }
@@ -168,7 +178,7 @@ func (p *plain) certificate(c *x509.Certificate) any {
 	}
 	return map[string]any{
 		"subject": p.text(subject), "issuer": p.text(c.Issuer.String()), "uris": uris, "dns": c.DNSNames,
-		"from": c.NotBefore.Sub(p.now()).Round(time.Minute).String(), "until": p.moment(c.NotAfter),
+		"life": c.NotAfter.Sub(c.NotBefore).String(), "until": p.moment(c.NotAfter),
 		"signature": c.SignatureAlgorithm.String(), "key": fmt.Sprintf("%T", c.PublicKey),
 		"usage": fmt.Sprintf("%b %v", c.KeyUsage, c.ExtKeyUsage), "ca": fmt.Sprint(c.IsCA, c.MaxPathLen, c.MaxPathLenZero),
 		"extensions": extensions, "serial bits": c.SerialNumber.BitLen() > 60,
