@@ -87,7 +87,7 @@ func (r *role) say(e event) {
 	e.UID = os.Getuid()
 	if e.Kind == "traffic" {
 		r.count++
-		if r.count%100 != 0 {
+		if r.count%20 != 0 {
 			return
 		}
 	}
