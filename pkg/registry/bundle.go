@@ -51,23 +51,37 @@ type WITAuthority struct {
 }
 
 // append adds the authorities of add that b does not have. One that it has
-// stays as it is, tainted or not: appending neither taints nor heals.
-func (b *Bundle) append(add *Bundle) {
+// stays as it is, tainted or not: appending neither taints nor heals. It refuses
+// a key ID that another key has; who verifies a token finds the key by it.
+func (b *Bundle) append(add *Bundle) error {
 	for _, a := range add.X509Authorities {
 		if !slices.ContainsFunc(b.X509Authorities, func(o X509Authority) bool { return bytes.Equal(o.DER, a.DER) }) {
 			b.X509Authorities = append(b.X509Authorities, a)
 		}
 	}
 	for _, a := range add.JWTAuthorities {
-		if !slices.ContainsFunc(b.JWTAuthorities, func(o JWTAuthority) bool { return o.KeyID == a.KeyID && bytes.Equal(o.PKIX, a.PKIX) }) {
+		i := slices.IndexFunc(b.JWTAuthorities, func(o JWTAuthority) bool { return o.KeyID == a.KeyID })
+		switch {
+		case i < 0:
 			b.JWTAuthorities = append(b.JWTAuthorities, a)
+		case !bytes.Equal(b.JWTAuthorities[i].PKIX, a.PKIX):
+			return errTaken("jwt_authorities", a.KeyID)
 		}
 	}
 	for _, a := range add.WITAuthorities {
-		if !slices.ContainsFunc(b.WITAuthorities, func(o WITAuthority) bool { return o.KeyID == a.KeyID && bytes.Equal(o.PKIX, a.PKIX) }) {
+		i := slices.IndexFunc(b.WITAuthorities, func(o WITAuthority) bool { return o.KeyID == a.KeyID })
+		switch {
+		case i < 0:
 			b.WITAuthorities = append(b.WITAuthorities, a)
+		case !bytes.Equal(b.WITAuthorities[i].PKIX, a.PKIX):
+			return errTaken("wit_authorities", a.KeyID)
 		}
 	}
+	return b.Validate()
+}
+
+func errTaken(field, keyID string) error {
+	return invalid(field, "key ID %.64q is that of another key of the bundle", keyID)
 }
 
 // size is about what the bundle takes, in bytes; 0 for nil.

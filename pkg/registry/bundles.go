@@ -111,8 +111,7 @@ func (r *Registry) AppendBundle(ctx context.Context, add *Bundle) (*Bundle, erro
 		if b.SequenceNumber == 0 { // It counts from 1.
 			return ErrNotFound
 		}
-		b.append(add)
-		return b.Validate()
+		return b.append(add)
 	})
 }
 

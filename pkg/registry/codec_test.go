@@ -167,7 +167,8 @@ func TestS15_RecordsAreFilled(t *testing.T) {
 	agent, err2 := encodeAgent(filled[Agent](t))
 	bundle, err3 := encodeBundle(filled[Bundle](t))
 	token, err4 := encodeToken(filled[JoinToken](t))
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	relationship, err5 := encodeRelationship(filled[FederationRelationship](t))
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -175,6 +176,7 @@ func TestS15_RecordsAreFilled(t *testing.T) {
 		record proto.Message
 	}{
 		{entry, &recordv1.Entry{}}, {agent, &recordv1.Agent{}}, {bundle, &recordv1.Bundle{}}, {token, &recordv1.JoinToken{}},
+		{relationship, &recordv1.FederationRelationship{}},
 	} {
 		if err := proto.Unmarshal(tt.value, tt.record); err != nil {
 			t.Fatal(err)
@@ -210,7 +212,7 @@ func TestS15_AgentBundleTokenRoundTrip(t *testing.T) {
 		}
 	}
 	bundle := filled[Bundle](t)
-	bundle.X509Authorities[1].Tainted, bundle.JWTAuthorities[0].Tainted = false, false
+	bundle.X509Authorities[1].Tainted, bundle.JWTAuthorities[0].Tainted, bundle.WITAuthorities[1].Tainted = false, false, false
 	if diff := cmp.Diff(bundle, bundle.Clone(), comparing); diff != "" {
 		t.Errorf("clone (-want +got):\n%s", diff)
 	}
@@ -241,6 +243,7 @@ func TestClonesShareNothing(t *testing.T) {
 	ec.Selectors[0].Value, ec.FederatesWith[0], ec.DNSNames[0] = "changed", other, "changed"
 	ec.Attributes.JWTSVIDIncludeJTI = false
 	bc.X509Authorities[0].DER[0], bc.JWTAuthorities[0].PKIX[0], bc.JWTAuthorities[1].KeyID = 0, 0, "changed"
+	bc.WITAuthorities[0].PKIX[0], bc.WITAuthorities[1].KeyID = 0, "changed"
 	ac.Selectors[0].Value = "changed"
 	for _, diff := range []string{
 		cmp.Diff(filled[Entry](t), e, comparing), cmp.Diff(filled[Bundle](t), b, comparing), cmp.Diff(filled[Agent](t), a, comparing),
@@ -313,7 +316,8 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	bundle, _ := proto.Marshal(&recordv1.Bundle{X509Authorities: []*recordv1.X509Authority{{}}})
 	keyless, _ := proto.Marshal(&recordv1.Bundle{JwtAuthorities: []*recordv1.JWTAuthority{{KeyId: "x"}}})
-	for _, kv := range []store.KV{{Key: "b/"}, {Key: "b/UP"}, {Key: "b/x", Value: bundle}, {Key: "b/x", Value: keyless}, {Key: "b/x", Value: []byte{0xff}}} {
+	witless, _ := proto.Marshal(&recordv1.Bundle{WitAuthorities: []*recordv1.WITAuthority{{PublicKey: []byte{1}}}})
+	for _, kv := range []store.KV{{Key: "b/"}, {Key: "b/UP"}, {Key: "b/x", Value: bundle}, {Key: "b/x", Value: keyless}, {Key: "b/x", Value: witless}, {Key: "b/x", Value: []byte{0xff}}} {
 		if b, err := decodeBundle(kv); err == nil {
 			t.Errorf("bundle %q: got %+v", kv.Key, b)
 		}

@@ -72,8 +72,8 @@ func TestCreateEntriesRefuses(t *testing.T) {
 	}{
 		{"similar", newEntry("/a", "/w", "unix:gid:1", "unix:uid:1"), ErrExists, "first"},
 		{"same ID", sameID, ErrExists, "first"},
-		{"no bundle", federated, ErrInvalid, `federates_with: unable to find federated bundle "other.org"`},
-		{"no bundle of many", manyFederated, ErrInvalid, `federates_with: unable to find federated bundle "td0"`},
+		{"no bundle", federated, ErrInvalid, `federates_with: unable to find federated bundle "spiffe://other.org"`},
+		{"no bundle of many", manyFederated, ErrInvalid, `federates_with: unable to find federated bundle "spiffe://td0"`},
 		{"too large", huge, ErrInvalid, "record: is"},
 		{"breaks a rule", newEntry("/a", "/spire/x"), ErrInvalid, "spiffe_id"},
 	}

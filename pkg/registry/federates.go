@@ -62,7 +62,7 @@ func checkBundles(tx store.RWTx, domains []spiffeid.TrustDomain) (refusal, err e
 			}
 		}
 		if !known[key] {
-			return invalid("federates_with", "unable to find federated bundle %q; set the bundle of that trust domain first", td.Name()), nil
+			return invalid("federates_with", "unable to find federated bundle %q; set the bundle of that trust domain first", td.IDString()), nil
 		}
 	}
 	mark, found, err := get(tx, keyDissolving)

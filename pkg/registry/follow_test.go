@@ -49,6 +49,27 @@ func tablesOf(t testing.TB, s store.Store) (entries map[string]*Entry, agents ma
 	return entries, agents, bundles
 }
 
+func relationshipsOf(t testing.TB, s store.Store) (out []*FederationRelationship) {
+	t.Helper()
+	err := s.View(t.Context(), func(tx store.Tx) error {
+		for kv, err := range tx.Scan(tableRelated, "") {
+			if err != nil {
+				return err
+			}
+			f, err := decodeRelationship(kv)
+			if err != nil {
+				return err
+			}
+			out = append(out, f)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // checkIndex holds an index that has caught up against the store.
 func checkIndex(t testing.TB, r *Registry, ix *Index) {
 	t.Helper()
@@ -71,8 +92,10 @@ func checkIndex(t testing.TB, r *Registry, ix *Index) {
 	for _, b := range ix.Bundles() {
 		bundles[b.TrustDomain.Name()] = b
 	}
+	related, _ := ix.ListRelationships("", 0)
 	for _, diff := range []string{
 		cmp.Diff(wantEntries, entries, comparing), cmp.Diff(wantAgents, agents, comparing), cmp.Diff(wantBundles, bundles, comparing),
+		cmp.Diff(relationshipsOf(t, r.store), related, comparing),
 	} {
 		if diff != "" {
 			t.Errorf("store, index (-want +got):\n%s", diff)
@@ -110,6 +133,18 @@ func scribble(t testing.TB, r *Registry, n int) {
 	}
 	if _, err := r.UpdateBundle(t.Context(), td, func(b *Bundle) error { b.RefreshHint += time.Second; return nil }); err != nil {
 		t.Error(err)
+	}
+	for _, res := range r.UpdateRelationships(t.Context(), []RelationshipUpdate{
+		{other, func(now *FederationRelationship) (*FederationRelationship, error) {
+			if n%2 == 1 {
+				return nil, nil
+			}
+			return &FederationRelationship{EndpointURL: "https://other.org/" + name}, nil
+		}, nil},
+	}) {
+		if res.Err != nil {
+			t.Error(res.Err)
+		}
 	}
 }
 

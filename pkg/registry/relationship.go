@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -94,10 +95,8 @@ func (d relationshipDraft) result(rev store.Revision, err error) RelationshipRes
 }
 
 func (r *Registry) updateRelationship(tx store.RWTx, u RelationshipUpdate) (d relationshipDraft, refusal, err error) {
-	if refusal := r.checkForeign(u.TrustDomain); refusal != nil {
-		return d, refusal, nil
-	}
-	kv, found, err := get(tx, relationshipKey(u.TrustDomain))
+	key := relationshipKey(u.TrustDomain)
+	kv, found, err := get(tx, key)
 	if err != nil {
 		return d, nil, err
 	}
@@ -107,29 +106,37 @@ func (r *Registry) updateRelationship(tx store.RWTx, u RelationshipUpdate) (d re
 			return d, nil, err
 		}
 	}
-	if d.relationship, refusal = u.Change(now); refusal != nil {
-		return relationshipDraft{}, refusal, nil
-	}
-	if d.relationship == nil {
+	next, refusal := u.Change(now)
+	switch {
+	case refusal != nil:
+		return d, refusal, nil
+	case next == nil:
 		if found {
-			tx.Delete(relationshipKey(u.TrustDomain))
+			tx.Delete(key)
 		}
 		return d, nil, nil
 	}
-	next := *d.relationship
-	next.TrustDomain = u.TrustDomain
-	d.relationship, d.wrote = &next, true
-	if refusal := next.Validate(); refusal != nil {
-		return relationshipDraft{}, refusal, nil
+	if refusal := r.checkForeign(u.TrustDomain); refusal != nil {
+		return d, refusal, nil
 	}
-	value, refusal := encodeRelationship(&next)
+	copied := *next
+	copied.TrustDomain, copied.ModRevision = u.TrustDomain, kv.ModRevision
+	if refusal := copied.Validate(); refusal != nil {
+		return d, refusal, nil
+	}
+	value, refusal := encodeRelationship(&copied)
 	if refusal != nil {
-		return relationshipDraft{}, refusal, nil
+		return d, refusal, nil
 	}
-	if d.bundle, d.set, refusal, err = r.relatedBundle(tx, u); refusal != nil || err != nil {
-		return relationshipDraft{}, refusal, err
+	bundle, set, refusal, err := r.relatedBundle(tx, u)
+	if refusal != nil || err != nil {
+		return d, refusal, err
 	}
-	tx.Put(relationshipKey(u.TrustDomain), value)
+	d = relationshipDraft{relationship: &copied, bundle: bundle, set: set}
+	if !found || !bytes.Equal(kv.Value, value) {
+		d.wrote = true
+		tx.Put(key, value)
+	}
 	return d, nil, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -68,10 +69,12 @@ func checkKey(field, id string, pkix []byte, seen map[string]bool) error {
 		return invalid(field, "missing key ID")
 	case len(id) > maxKeyID:
 		return invalid(field, "a key ID is %d bytes long, at most %d are allowed", len(id), maxKeyID)
+	case !utf8.ValidString(id):
+		return invalid(field, "a key ID is not UTF-8")
 	case len(pkix) == 0:
 		return invalid(field, "key %.64q is empty", id)
 	case seen[id]:
-		return invalid(field, "key ID %.64q is used twice; it must name one key of the bundle", id)
+		return errTaken(field, id)
 	}
 	seen[id] = true
 	return nil
@@ -104,6 +107,8 @@ func endpointRule(text string) string {
 	}
 	u, err := url.Parse(text)
 	switch {
+	case !utf8.ValidString(text):
+		return "is not UTF-8"
 	case err != nil:
 		return "is not a URL"
 	case u.Scheme != "https":

@@ -161,7 +161,7 @@ func RelationshipFromWire(w *types.FederationRelationship) (*FederationRelations
 	}
 	b, err := BundleFromWire(w.GetTrustDomainBundle())
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, invalid("trust_domain_bundle", "%v", err)
 	}
 	if b.TrustDomain != td {
 		return nil, nil, invalid("trust_domain_bundle", "is of %q, the relationship is with %q", b.TrustDomain.Name(), td.Name())

@@ -25,7 +25,7 @@ func (s *Service) AppendBundle(ctx context.Context, req *bundlev1.AppendBundleRe
 		X509Authorities: req.GetX509Authorities(), JwtAuthorities: req.GetJwtAuthorities(), WitAuthorities: req.GetWitAuthorities(),
 	})
 	if err != nil {
-		return nil, rpcerr.Prefix(err, "failed to convert authority")
+		return nil, conversion(err)
 	}
 	b, err := s.append(ctx, "bundle.append", add)
 	if err != nil {
@@ -67,6 +67,18 @@ func (s *Service) PublishWITAuthority(ctx context.Context, req *bundlev1.Publish
 	return &bundlev1.PublishWITAuthorityResponse{WitAuthorities: b.ToWire().GetWitAuthorities()}, nil
 }
 
+// kinds are SPIRE's names of what is appended, by field.
+var kinds = map[string]string{"x509_authorities": "X.509", "jwt_authorities": "JWT", "wit_authorities": "WIT"}
+
+// conversion is SPIRE's answer to authorities that cannot be read.
+func conversion(err error) error {
+	bad, ok := errors.AsType[*registry.InvalidError](err)
+	if !ok || kinds[bad.Field] == "" {
+		return rpcerr.Prefix(err, "failed to convert authority")
+	}
+	return rpcerr.New(codes.InvalidArgument, "failed to convert %s authority: %s", kinds[bad.Field], bad.Rule)
+}
+
 // own reads authorities for this server's own bundle.
 func (s *Service) own(w *types.Bundle) (*registry.Bundle, error) {
 	w.TrustDomain = s.cfg.TrustDomain.Name()
@@ -76,10 +88,13 @@ func (s *Service) own(w *types.Bundle) (*registry.Bundle, error) {
 func (s *Service) append(ctx context.Context, action string, add *registry.Bundle) (*registry.Bundle, error) {
 	done := s.cfg.Audit.Begin(ctx, event(ctx, action, s.cfg.TrustDomain.Name(), authorities(add)...))
 	b, err := s.cfg.Registry.AppendBundle(ctx, add)
-	if errors.Is(err, registry.ErrNotFound) {
-		err = errNotFound
-	}
 	done(err)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil, errNotFound
+	}
+	if bad, ok := errors.AsType[*registry.InvalidError](err); ok {
+		return nil, bad
+	}
 	if err != nil {
 		return nil, err
 	}
