@@ -75,7 +75,7 @@ func hostile(t testing.TB, root, inter *authority) map[string][]byte {
 func cycles(t testing.TB, root *authority) map[string][]*x509.Certificate {
 	t.Helper()
 	// Authorities of one name and one key certify each other in every order.
-	key := rsaKey(t, 4096)
+	key := rsaKey(t, 2048)
 	same := func(serial int64) x509.Certificate {
 		return x509.Certificate{
 			Subject: root.cert.Subject, SerialNumber: big.NewInt(serial), IsCA: true, BasicConstraintsValid: true,
