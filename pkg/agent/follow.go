@@ -3,12 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/feed"
-	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -18,14 +16,8 @@ import (
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMax   = 5 * time.Second
-)
-
-// Sentinel errors of Run, tested with errors.Is.
-var (
-	// ErrBanned is returned when the server has banned this agent.
-	ErrBanned = errors.New("the server has banned this agent; lift the ban with `credence-server agent evict` and attest again")
-	// ErrRefused is returned when the server refuses the attestation.
-	ErrRefused = errors.New("the server refuses to attest this agent; a join token is good for one agent and a short time, so make a new one with `credence-server token generate`")
+	// refusedMax takes its place when the server's answer was no.
+	refusedMax = time.Minute
 )
 
 // errRenewed ends a session whose SVID has a successor.
@@ -74,8 +66,16 @@ func (a *Agent) follow(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		wait = min(wait*2, backoffMax)
+		wait = min(wait*2, longest(err))
 	}
+}
+
+// longest is the longest pause before the next attempt after this error.
+func longest(err error) time.Duration {
+	if errors.Is(err, ErrRefused) {
+		return refusedMax
+	}
+	return backoffMax
 }
 
 // pause is about wait, and never so long that the agent's own SVID expires in
@@ -110,46 +110,6 @@ func (d *distrust) rebootstrap(now time.Time, s Section, own *nodeSVID, err erro
 	return true
 }
 
-// judge says what the end of a session means for what the agent holds.
-func (a *Agent) judge(ctx context.Context, err error) error {
-	reason, refused := refusal(err)
-	if !refused {
-		return err
-	}
-	switch reason {
-	case types.PermissionDeniedDetails_AGENT_BANNED:
-		a.cache.Wipe()
-		return fatal(errors.Join(ErrBanned, a.identity.forget(ctx), a.state.remove()))
-	case types.PermissionDeniedDetails_AGENT_NOT_ATTESTED:
-		a.cache.Wipe()
-		a.log.WarnContext(ctx, "the server has evicted this agent: attesting again")
-		if err := errors.Join(a.identity.forget(ctx), a.state.remove()); err != nil {
-			return fatal(err)
-		}
-	case types.PermissionDeniedDetails_AGENT_EXPIRED, types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
-		a.log.WarnContext(ctx, "the server wants this agent to attest again", telemetry.Reason, reason.String())
-		if err := a.identity.forget(ctx); err != nil {
-			return fatal(err)
-		}
-	case types.PermissionDeniedDetails_UNKNOWN:
-	}
-	return err
-}
-
-// refusal reads the reason of a PermissionDenied, where it has one.
-func refusal(err error) (types.PermissionDeniedDetails_Reason, bool) {
-	s, ok := status.FromError(err)
-	if !ok || s.Code() != codes.PermissionDenied {
-		return 0, false
-	}
-	for _, d := range s.Details() {
-		if p, ok := d.(*types.PermissionDeniedDetails); ok {
-			return p.GetReason(), true
-		}
-	}
-	return 0, false
-}
-
 // session attests if need be, connects, and follows the server until the
 // connection is lost or its SVID is renewed. It never returns nil.
 func (a *Agent) session(ctx context.Context) error {
@@ -180,6 +140,9 @@ func (a *Agent) session(ctx context.Context) error {
 	<-renewed
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
+	}
+	if _, refused := refusal(err); refused && a.identity.current.Load() != own {
+		return errRenewed // what was refused is no longer in use
 	}
 	return err
 }
@@ -224,7 +187,7 @@ func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
 		}
 		a.log.WarnContext(ctx, "renewing the agent's SVID", telemetry.Err, err, telemetry.NotAfter, own.notAfter())
 		at = time.Now().Add(wait/2 + rand.N(wait)) //nolint:gosec // only spreads the attempts
-		wait = min(wait*2, backoffMax)
+		wait = min(wait*2, longest(err))
 	}
 }
 
@@ -259,42 +222,9 @@ func (a *Agent) nextSVID(ctx context.Context, l *link, own *nodeSVID) error {
 	if own.reattestable {
 		return a.attest(ctx)
 	}
-	return a.identity.renew(ctx, l.conn)
-}
-
-// ensureAttested attests when there is no SVID that could still be used.
-func (a *Agent) ensureAttested(ctx context.Context) error {
-	own := a.identity.current.Load()
-	if own != nil && time.Now().Before(own.notAfter()) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	err := a.attest(ctx)
-	if err == nil {
-		s := a.identity.current.Load()
-		a.log.InfoContext(ctx, "attested", telemetry.AgentID, s.ID, telemetry.AttestationType, a.prover.Name(), telemetry.NotAfter, s.notAfter())
-		return nil
-	}
-	if reason, refused := refusal(err); refused && reason == types.PermissionDeniedDetails_AGENT_BANNED {
-		return err // judged by the caller
-	}
-	switch status.Code(err) {
-	case codes.PermissionDenied, codes.InvalidArgument, codes.Unauthenticated, codes.FailedPrecondition, codes.NotFound:
-		return fatal(fmt.Errorf("%w: %w", ErrRefused, err))
-	}
-	// Evidence that its own prover holds to be no good will not get better.
-	if errors.Is(err, errUntrusted) && own == nil || errors.Is(err, node.ErrRefused) {
-		return fatal(err)
+	err := a.identity.renew(ctx, l.conn)
+	if reason, _ := refusal(err); reason == types.PermissionDeniedDetails_AGENT_MUST_REATTEST {
+		return a.attest(ctx) // the SVID in use is good until there is another
 	}
 	return err
-}
-
-func (a *Agent) attest(ctx context.Context) error {
-	l, err := a.dial(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer a.closing(ctx, l)
-	return a.identity.attest(ctx, l.conn, a.prover)
 }

@@ -37,6 +37,9 @@ type identity struct {
 	path string
 
 	current atomic.Pointer[nodeSVID]
+	// reattests says that an SVID of this life was got by evidence that can be
+	// used again.
+	reattests atomic.Bool
 	// attesting is used by the one goroutine that attests.
 	attesting keys.Key
 }
@@ -225,6 +228,7 @@ func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bo
 	if !spiffeID.MemberOf(id.td) {
 		return fmt.Errorf("the agent's SVID is of trust domain %s, not %s; use another data_dir for another trust domain", spiffeID.TrustDomain(), id.td)
 	}
+	id.reattests.Store(reattestable)
 	id.current.Store(&nodeSVID{
 		SVID:         &x509svid.SVID{ID: spiffeID, Certificates: certs, PrivateKey: key.Signer},
 		slot:         key.ID,
