@@ -39,8 +39,9 @@ soak: ## long tests, then each fuzz target for SOAKTIME
 	SOAK=1 go test -race -count 1 -timeout 6h ./...
 	tools/fuzz $(SOAKTIME)
 
-generate: ## proto/*.pb.go from proto/*.proto
+generate: ## proto/*.pb.go from proto/*.proto; docs/configuration.md from the source
 	cd tools && go run ./protogen .. ..
+	cd tools && go run ./confdoc .. ../docs/configuration.md
 
 generate-check: ## generated code is current
 	tools/generate-check

@@ -33,7 +33,8 @@ type Config struct {
 type Section struct {
 	// DataDir holds the agent's state. It is made with mode 0700.
 	DataDir string `hcl:"data_dir" default:"."`
-	// TrustDomain of the server and of all identities served; required.
+	// TrustDomain is the one of the server and of all identities served;
+	// required.
 	TrustDomain string `hcl:"trust_domain"`
 	// ServerAddress is a host name or an IP address; required.
 	ServerAddress string `hcl:"server_address"`
@@ -60,7 +61,8 @@ type Section struct {
 	// contact. One of trust_bundle_path, trust_bundle_url,
 	// trust_bundle_spiffe_workload_api and insecure_bootstrap is required.
 	TrustBundlePath string `hcl:"trust_bundle_path"`
-	// TrustBundleFormat of that file, or of what the URL gives: pem or spiffe.
+	// TrustBundleFormat is the format of that file, or of what the URL gives: pem
+	// or spiffe.
 	TrustBundleFormat string `hcl:"trust_bundle_format" default:"pem"`
 	// TrustBundleURL is where to get that file: an https URL, whose server is
 	// verified by the machine's Web PKI roots.
@@ -82,7 +84,7 @@ type Section struct {
 	// RebootstrapDelay is for how long it must have been so.
 	RebootstrapDelay time.Duration `hcl:"rebootstrap_delay" default:"10m"`
 
-	// JoinToken for the node attestor join_token.
+	// JoinToken is the token of the node attestor join_token.
 	JoinToken string `hcl:"join_token"`
 	// JoinTokenFile holds the join token; exclusive with JoinToken.
 	JoinTokenFile string `hcl:"join_token_file"`

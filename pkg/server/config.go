@@ -157,7 +157,7 @@ type RateLimit struct {
 type Federation struct {
 	// BundleEndpoint is where others fetch our bundle.
 	BundleEndpoint *BundleEndpoint `hcl:"bundle_endpoint"`
-	// FederatesWith is, by trust domain, where we fetch the bundles of others.
+	// FederatesWith says, by trust domain, where we fetch the bundles of others.
 	FederatesWith map[string]FederatesWith `hcl:"federates_with"`
 }
 
@@ -185,11 +185,11 @@ type EndpointProfile struct {
 
 // ACME is the section acme.
 type ACME struct {
-	// DirectoryURL of the ACME server.
+	// DirectoryURL is the URL of the ACME server.
 	DirectoryURL string `hcl:"directory_url"`
-	// DomainName the certificate is for.
+	// DomainName is the name that the certificate is for.
 	DomainName string `hcl:"domain_name"`
-	// Email to tell about problems.
+	// Email is whom to tell about problems.
 	Email string `hcl:"email"`
 	// ToSAccepted accepts the ACME server's terms of service.
 	ToSAccepted bool `hcl:"tos_accepted"`

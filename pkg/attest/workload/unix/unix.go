@@ -14,16 +14,18 @@ import (
 const Name = "unix"
 
 // Config is the plugin_data of WorkloadAttestor "unix".
+//
+//credence:plugin_data agent WorkloadAttestor unix
 type Config struct {
 	// DiscoverWorkloadPath adds the selectors path and sha256. The agent must
 	// be allowed to read /proc/<pid>/exe of the workloads: run it as root, or
 	// as their user; a workload whose path cannot be read is then not attested
-	// at all. Default: false.
+	// at all.
 	DiscoverWorkloadPath bool `hcl:"discover_workload_path"`
 	// WorkloadSizeLimit is the largest executable, in bytes, whose sha256 is
 	// calculated; a process that runs a larger one is not attested. 0 means no
-	// limit; a negative value: no sha256 for anyone. Default: 0.
-	WorkloadSizeLimit int64 `hcl:"workload_size_limit"`
+	// limit; a negative value: no sha256 for anyone.
+	WorkloadSizeLimit int64 `hcl:"workload_size_limit" unset:"no limit"`
 }
 
 // Validate accepts every Config: all values mean something.
