@@ -163,7 +163,7 @@ func (r *relationship) embedded(trustDomain string) (*types.Bundle, error) {
 	case formatPEM:
 		var text string
 		if err := json.Unmarshal(r.TrustDomainBundle, &text); err != nil {
-			return nil, fmt.Errorf("PEM is a JSON string: %w", err)
+			return nil, fmt.Errorf("failed to unmarshal json: %w", err)
 		}
 		return parseBundle([]byte(text), formatPEM, trustDomain)
 	case formatSPIFFE:
