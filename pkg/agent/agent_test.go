@@ -265,7 +265,10 @@ func TestJudge(t *testing.T) {
 		"evicted":  {refused(types.PermissionDeniedDetails_AGENT_NOT_ATTESTED), false, true},
 		"expired":  {refused(types.PermissionDeniedDetails_AGENT_EXPIRED), false, true},
 		"replaced": {refused(types.PermissionDeniedDetails_AGENT_NOT_ACTIVE), false, true},
+		"to renew": {refused(types.PermissionDeniedDetails_AGENT_MUST_REATTEST), false, true},
 		"plain no": {status.Error(codes.PermissionDenied, "no"), false, false},
+		// SPIRE's servers give no details to an agent that attests.
+		"banned in SPIRE's words": {fmt.Errorf("attesting: %w", status.Error(codes.PermissionDenied, "failed to attest: agent is banned")), true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -291,7 +294,7 @@ func TestJudge(t *testing.T) {
 			if got := errors.As(err, new(fatalError)); got != tc.fatal {
 				t.Errorf("fatal: %v (%v)", got, err)
 			}
-			if name == "banned" && !errors.Is(err, ErrBanned) {
+			if strings.HasPrefix(name, "banned") && !errors.Is(err, ErrBanned) {
 				t.Errorf("got %v, want ErrBanned", err)
 			}
 			_, statErr := os.Stat(a.identity.path)

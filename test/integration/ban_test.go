@@ -21,8 +21,8 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 		name, line string
 		refuse     func(*server, *agent)
 	}{
-		{"banned", "the server has banned this agent", func(s *server, a *agent) { s.ban(a.id()) }},
-		{"evicted", "the server refuses", func(s *server, a *agent) { s.evict(a.id()) }},
+		{"banned", "the server has banned this agent; lift the ban with `credence-server agent evict`", func(s *server, a *agent) { s.ban(a.id()) }},
+		{"evicted", "the server refuses to attest this agent; a join token is good for one agent", func(s *server, a *agent) { s.evict(a.id()) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -56,7 +56,7 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 
 			// With nothing, and with the token of old.
 			wantOneLine(t, s.endsAtOnce(a.run()), "no join token is configured")
-			wantOneLine(t, s.endsAtOnce(a.run("-joinToken", a.token)), "the server refuses")
+			wantOneLine(t, s.endsAtOnce(a.run("-joinToken", a.token)), test.line)
 			// Nobody else was touched.
 			s.create(w.entry("/second", other.id(), self()))
 			kept.has(w.id("/web"), w.id("/second"))

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -19,6 +20,8 @@ type agentOptions struct {
 	settings string
 	// memoryKeys forgets the agent's own key when it ends.
 	memoryKeys bool
+	// attestor is the line of the node attestor; join_token if empty.
+	attestor string
 }
 
 // agent is a credence-agent: one data_dir, started any number of times.
@@ -62,13 +65,13 @@ agent {
 }
 plugins {
 	KeyManager %q { plugin_data {} }
-	NodeAttestor "join_token" { plugin_data {} }
+	%s
 	WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
 }
 telemetry {
 	Prometheus { host = "127.0.0.1" port = %d }
 }
-`, a.td.Name(), a.dataDir(), a.server.port, a.socket(), a.bundlePath(), o.settings, keys, a.metrics)
+`, a.td.Name(), a.dataDir(), a.server.port, a.socket(), a.bundlePath(), o.settings, keys, cmp.Or(o.attestor, `NodeAttestor "join_token" { plugin_data {} }`), a.metrics)
 }
 
 func (a *agent) config() string     { return a.dir + "/agent.conf" }

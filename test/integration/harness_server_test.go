@@ -24,6 +24,8 @@ type serverOptions struct {
 	settings string
 	// more is sections beside server and plugins.
 	more string
+	// plugins are lines of the section plugins, beside the key manager.
+	plugins string
 	// memoryKeys forgets the keys when the server ends.
 	memoryKeys bool
 }
@@ -64,9 +66,10 @@ server {
 }
 plugins {
 	KeyManager %q { plugin_data {} }
+%s
 }
 %s
-`, s.td.Name(), s.dataDir(), s.port, s.socket(), o.settings, keys, o.more)
+`, s.td.Name(), s.dataDir(), s.port, s.socket(), o.settings, keys, o.plugins, o.more)
 }
 
 func (s *server) config() string  { return s.dir + "/server.conf" }
