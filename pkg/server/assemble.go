@@ -300,7 +300,8 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh, Logger: k.log, Audit: record,
 	})
 	k.own = authorityapi.New(authorityapi.Config{
-		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Audit: record,
+		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Agent: k.index.Agent,
+		Logger: k.log, Audit: record,
 	})
 	k.debug = debugapi.New(debugapi.Config{
 		TrustDomain: td, Index: k.index, Own: k.roots.bundle, SVID: k.svid.chain, Started: time.Now(),

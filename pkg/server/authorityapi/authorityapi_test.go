@@ -2,6 +2,7 @@ package authorityapi_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -21,6 +23,7 @@ import (
 	"github.com/credence-id/credence/pkg/server/apitest"
 	"github.com/credence-id/credence/pkg/server/authorityapi"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
+	"github.com/credence-id/credence/pkg/svid"
 )
 
 // calls are those of one kind, with an authority ID and a state as answer.
@@ -84,6 +87,7 @@ func jwtCalls(s *authorityapi.Service) calls {
 func service(w *apitest.World) *authorityapi.Service {
 	return authorityapi.New(authorityapi.Config{
 		Authority: w.Authority, Fresh: func(context.Context) error { return nil },
+		Agent: w.Index.Agent, Logger: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -320,6 +324,7 @@ func TestJWTDisabled(t *testing.T) {
 	w := apitest.New(t, apitest.Options{DisableJWT: true})
 	s := authorityapi.New(authorityapi.Config{
 		Authority: w.Authority, DisableJWT: true, Fresh: func(context.Context) error { return nil },
+		Agent: w.Index.Agent, Logger: slog.New(slog.DiscardHandler),
 	})
 	c := jwtCalls(s)
 	_, _, _, err := c.get(t.Context())
@@ -422,6 +427,7 @@ func TestAudit(t *testing.T) {
 	var records lines
 	s := authorityapi.New(authorityapi.Config{
 		Authority: w.Authority, Fresh: func(context.Context) error { return nil },
+		Agent: w.Index.Agent, Logger: slog.New(slog.DiscardHandler),
 		Audit: audit.New(slog.New(slog.NewTextHandler(&records, nil))),
 	})
 	newScene(t, x509Calls(s))
@@ -438,6 +444,65 @@ func TestAudit(t *testing.T) {
 			t.Errorf("%q is there %d times, want %d:\n%s", text, got, n, &records)
 		}
 	}
+}
+
+// TestStrandedAgentsAreCounted: revoking says how many agents did not renew.
+func TestStrandedAgentsAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := apitest.New(t, apitest.Options{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := w.Authority.Run(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("Run: %v", err)
+			}
+		})
+		defer running.Wait()
+		defer cancel()
+		var logged lines
+		s := authorityapi.New(authorityapi.Config{
+			Authority: w.Authority, Fresh: func(context.Context) error { return nil },
+			Agent: w.Index.Agent, Logger: slog.New(slog.NewTextHandler(&logged, nil)),
+		})
+		c := x509Calls(s)
+		attest := func(name string) {
+			id, err := spiffeid.FromPath(w.TrustDomain, "/spire/agent/test/"+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := w.Authority.IssueX509(t.Context(), time.Now(), svid.X509Request{
+				Kind: svid.Agent, ID: id, AgentID: id, PublicKey: apitest.NewKey(t).Public(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Registry.AttestAgent(t.Context(), &registry.Agent{
+				ID: id, AttestationType: "test", Serial: out.Serial, NotAfter: out.NotAfter, CanReattest: true,
+			}, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			w.Fresh(t)
+		}
+		for _, name := range []string{"a", "b", "c", "d"} {
+			attest(name)
+		}
+		synctest.Wait()
+		old, _, _, err := c.get(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		must(t)(c.activate(t.Context(), must(t)(c.prepare(t.Context(), "")).GetAuthorityId()))
+		attest("a") // the only one that renews
+		must(t)(c.taint(t.Context(), old.GetAuthorityId()))
+		if text := logged.String(); text != "" {
+			t.Errorf("before revoking: %s", text)
+		}
+		must(t)(c.revoke(t.Context(), old.GetAuthorityId()))
+		if logged.count("they must attest again") != 1 || logged.count("count=3") != 1 {
+			t.Errorf("the log says: %s", &logged)
+		}
+	})
 }
 
 // lines keeps what is logged.

@@ -6,12 +6,14 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	"google.golang.org/grpc/codes"
 
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/policy"
+	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -28,6 +30,9 @@ type Config struct {
 	// Fresh returns once this server shows everybody what was committed before
 	// the call.
 	Fresh func(context.Context) error
+	// Agent is an attested agent as this server knows it.
+	Agent  func(spiffeid.ID) (*registry.Agent, bool)
+	Logger *slog.Logger
 	// Audit receives every change asked for; nil: nothing is recorded.
 	Audit *audit.Log
 }
@@ -209,7 +214,39 @@ func (s *Service) revoke(ctx context.Context, k kind, id string) (*localauthorit
 		v, err := k.line.Revoke(ctx, id)
 		return v, k.revocation(err)
 	})
+	if err == nil {
+		s.warnOfStranded(ctx, id)
+	}
 	return toWire(v, err)
+}
+
+// warnOfStranded counts the agents that did not renew in time, as far as this
+// server knows since it started: what they show is not accepted any more.
+func (s *Service) warnOfStranded(ctx context.Context, authority string) {
+	held := map[spiffeid.ID]map[string]bool{} // serials of an agent's own SVIDs
+	s.cfg.Authority.Issued(time.Now(), func(i ca.Issued) bool {
+		if i.AuthorityID != authority || i.SPIFFEID != i.AgentID {
+			return false
+		}
+		if id, err := spiffeid.FromString(i.AgentID); err == nil {
+			if held[id] == nil {
+				held[id] = map[string]bool{}
+			}
+			held[id][i.Serial] = true
+		}
+		return false
+	})
+	stranded := 0
+	for id, serials := range held {
+		a, ok := s.cfg.Agent(id)
+		if ok && serials[a.Serial] && (a.NextSerial == "" || serials[a.NextSerial]) {
+			stranded++
+		}
+	}
+	if stranded > 0 {
+		s.cfg.Logger.WarnContext(ctx, "agents hold no SVID but of the revoked authority: they must attest again",
+			telemetry.AuthorityID, authority, telemetry.Count, stranded)
+	}
 }
 
 // revocation is an error of Revoke for the client.
