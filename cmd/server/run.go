@@ -37,7 +37,7 @@ func newSettings(flags *pflag.FlagSet) *settings {
 func (s *settings) load() (*server.Config, error) {
 	c, err := server.Load(s.path, s.expandEnv)
 	if err != nil {
-		return nil, err
+		return nil, cli.ConfigError(s.path, err)
 	}
 	to := &c.Server
 	apply := map[string]struct {
@@ -82,5 +82,5 @@ func runCommand(cli.Persona) *cobra.Command {
 		}
 		return srv.Run(cmd.Context())
 	}
-	return cmd
+	return cli.BareErrors(cmd)
 }

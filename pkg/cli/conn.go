@@ -14,8 +14,8 @@ import (
 // command finds the mistakes in its flags before it looks for a server. Its
 // methods may be called concurrently.
 type Conn struct {
-	path  string
-	spire bool
+	path           string
+	spire, asAgent bool
 
 	mu sync.Mutex
 	cc *grpc.ClientConn // nil: no call yet
@@ -29,7 +29,7 @@ func (s *Socket) Conn() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{path: path, spire: s.spire}, nil
+	return &Conn{path: path, spire: s.spire, asAgent: s.asAgent}, nil
 }
 
 // Invoke is that of [grpc.ClientConnInterface].
@@ -72,6 +72,9 @@ func (c *Conn) dial(ctx context.Context) (*grpc.ClientConn, error) {
 	if c.spire {
 		// The path in SPIRE's errors is the one its dialer is given.
 		dialer := func(ctx context.Context, target string) (net.Conn, error) {
+			if c.asAgent {
+				target = c.path
+			}
 			return dialUnix(ctx, strings.TrimPrefix(target, "unix:"))
 		}
 		c.cc, err = grpc.NewClient("unix:"+c.path,

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"path/filepath"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -75,4 +77,16 @@ func reportAsSPIRE(w io.Writer, cmd *cobra.Command, err error) {
 		}
 	}
 	fmt.Fprintf(w, "Error: %s\n", err)
+}
+
+// ConfigError is an error about reading the configuration file at path; of one
+// that is not there it says, in SPIRE's words, which file that is.
+func ConfigError(path string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if full, absErr := filepath.Abs(path); absErr == nil {
+		path = full
+	}
+	return fmt.Errorf("could not find config file %s: please use the -config flag", path)
 }
