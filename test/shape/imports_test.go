@@ -32,7 +32,7 @@ var layers = []layer{
 		"pkg/attest", "pkg/attest/node", "pkg/attest/workload", "proto/*/v1",
 	}},
 	{"leaves", []string{
-		"pkg/audit", "pkg/telemetry", "pkg/config", "pkg/cli", "pkg/atomicfile", "pkg/unixsock", "pkg/preflight",
+		"pkg/audit", "pkg/telemetry", "pkg/config", "pkg/cli", "pkg/atomicfile", "pkg/unixsock", "pkg/preflight", "pkg/config/configtest",
 		"pkg/ratelimit", "pkg/connlimit", "pkg/tlspolicy", "pkg/importer",
 	}},
 }

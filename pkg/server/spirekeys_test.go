@@ -1,0 +1,79 @@
+package server
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/credence-id/credence/pkg/attest/node/x509pop"
+	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/config/configtest"
+)
+
+// TestEveryKeyOfSPIREIsKnown takes the keys from SPIRE's source.
+func TestEveryKeyOfSPIREIsKnown(t *testing.T) {
+	t.Parallel()
+	var known []string
+	for _, k := range config.Keys(Config{}) {
+		known = append(known, path.Base(strings.ReplaceAll(k, ".", "/")))
+	}
+	keys := configtest.SPIREKeys(t, "cmd/spire-server/cli/run/run.go", "pkg/common/telemetry/config.go", "pkg/common/health/config.go", "pkg/server/authpolicy/policy.go")
+	if len(keys) < 80 {
+		t.Fatalf("found only %d keys: is SPIRE_SRC the source of SPIRE?", len(keys))
+	}
+	for _, key := range keys {
+		if key != "https_web" && key != "https_spiffe" && !slices.Contains(known, key) { // names of sections, which a map takes
+			t.Errorf("%s is not known", key)
+		}
+	}
+}
+
+// TestEveryPluginOfSPIREIsKnown takes the built-in plugins and the keys of their
+// data from SPIRE's source. Folders are called as the plugins, without _ and -.
+func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
+	t.Parallel()
+	ours := map[string][]string{
+		"KeyManager disk":         config.Keys(diskData{}),
+		"KeyManager memory":       {},
+		"NodeAttestor join_token": {},
+		"NodeAttestor x509pop":    config.Keys(x509pop.VerifierConfig{}),
+	}
+	for _, l := range later {
+		ours[l.Type+" "+l.Name] = l.DataKeys()
+	}
+	also := map[string][]string{
+		"hashicorpvault": {"pkg/server/common/vault"}, "vault": {"pkg/server/common/vault"}, "sshpop": {"pkg/common/plugin/sshpop"},
+	}
+	notServers := []string{"host_key_path", "host_cert_path"} // of the agent's half of sshpop
+	for _, kind := range []string{"BundlePublisher", "CredentialComposer", "KeyManager", "NodeAttestor", "Notifier", "UpstreamAuthority"} {
+		below := "pkg/server/plugin/" + strings.ToLower(kind)
+		folders, err := os.ReadDir(filepath.Join(configtest.Source(t), below))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range folders {
+			if !f.IsDir() || slices.Contains([]string{"base", "common", "test"}, f.Name()) {
+				continue
+			}
+			name, known := configtest.Plugin(ours, kind, f.Name())
+			if name == "" {
+				t.Errorf("%s %s is not known", kind, f.Name())
+				continue
+			}
+			for _, key := range configtest.SPIREKeys(t, append(also[f.Name()], path.Join(below, f.Name()))...) {
+				if !slices.Contains(known, key) && !slices.Contains(notServers, key) {
+					t.Errorf("%s: %s is not known", name, key)
+				}
+			}
+		}
+	}
+	sql := config.Keys(sqlData{})
+	for _, key := range configtest.SPIREKeys(t, "pkg/server/datastore/sqlcommon/config.go") {
+		if under := []string{"aws_mysql", "aws_postgres", "region", "access_key_id", "secret_access_key"}; !slices.Contains(sql, key) && !slices.Contains(under, key) {
+			t.Errorf("DataStore sql: %s is not known", key)
+		}
+	}
+}
