@@ -177,7 +177,10 @@ func chooseX509POP(_ *Config, p config.Plugin) (part[node.Prover], error) {
 	if err := p.Decode(&data); err != nil {
 		return part[node.Prover]{}, err
 	}
-	return part[node.Prover]{open: func() (node.Prover, error) { return x509pop.NewProver(data), nil }}, data.Validate()
+	return part[node.Prover]{
+		open:  func() (node.Prover, error) { return x509pop.NewProver(data), nil },
+		check: data.CheckFiles,
+	}, data.Validate()
 }
 
 func chooseUnix(_ *Config, p config.Plugin) (part[workload.Attestor], error) {

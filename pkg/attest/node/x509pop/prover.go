@@ -58,6 +58,15 @@ func (c ProverConfig) Validate() error {
 	return errors.Join(problems...)
 }
 
+// CheckFiles says what is wrong with the files that are named, as they are now.
+func (c ProverConfig) CheckFiles() error {
+	if c.SPIFFEEndpointSocket != "" {
+		return nil
+	}
+	_, _, err := NewProver(c).read()
+	return err
+}
+
 // Prover shows a certificate and signs with its key. It implements node.Prover.
 type Prover struct{ config ProverConfig }
 
@@ -120,6 +129,11 @@ func (p *Prover) load(ctx context.Context) ([][]byte, crypto.Signer, error) {
 	if p.config.SPIFFEEndpointSocket != "" {
 		return p.fetch(ctx)
 	}
+	return p.read()
+}
+
+// read reads the files.
+func (p *Prover) read() ([][]byte, crypto.Signer, error) {
 	pair, err := tls.LoadX509KeyPair(p.config.CertificatePath, p.config.PrivateKeyPath)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading certificate_path %s and private_key_path %s: %w", p.config.CertificatePath, p.config.PrivateKeyPath, err)

@@ -282,8 +282,14 @@ func TestFilesAreReadAnew(t *testing.T) {
 	if err != nil || !after.Selectors.Contains(sel("subject:cn:second")) || after.AgentID == before.AgentID {
 		t.Errorf("after new files: %+v, error %v", after, err)
 	}
+	if err := config.CheckFiles(); err != nil {
+		t.Error(err)
+	}
 	if err := os.Remove(config.PrivateKeyPath); err != nil {
 		t.Fatal(err)
+	}
+	if err := config.CheckFiles(); err == nil || !strings.Contains(err.Error(), config.PrivateKeyPath) {
+		t.Errorf("checking without a key: %v", err)
 	}
 	_, err = nodetest.Exchange(t.Context(), prover, v, td, nil)
 	if err == nil || !strings.Contains(err.Error(), config.PrivateKeyPath) || errors.Is(err, node.ErrRefused) {
