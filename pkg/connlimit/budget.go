@@ -7,69 +7,138 @@ import (
 	"time"
 )
 
-const (
-	// allowance is what a finished message is credited with beyond its own
-	// size: headers and frames.
-	allowance = 1 << 10
-	// forgiven is how many bytes are forgotten a second, such as pings and the
-	// calls that were given up.
-	forgiven = 64 << 10
-)
+// forgiven is how many bytes are forgotten a second: messages of calls that
+// were given up, which gRPC has let go of.
+const forgiven = 64 << 10
 
-// Budget bounds what the other end of a connection has sent and nobody has
-// taken: messages that were begun and not ended. gRPC holds them for as long as
-// the client pleases, one on each stream. One goroutine reads, any may credit.
+// Budget bounds the bytes of messages that were begun and not ended. gRPC holds
+// them for as long as the client pleases, one message on each stream. A Budget
+// is one connection's, or what several of one origin share.
 type Budget struct {
-	size int64
-	used atomic.Int64
-	last time.Time // when the reader last forgave
+	size   int64
+	used   atomic.Int64
+	shared *Budget
+	last   time.Time // when the reader last forgave
 }
 
-// NewBudget returns a Budget of size bytes.
-func NewBudget(size int, now time.Time) *Budget {
-	return &Budget{size: int64(size), last: now}
+// NewBudget returns the Budget of a connection, of size bytes, or of what
+// connections share. Shared, if not nil, bounds them together.
+func NewBudget(size int, shared *Budget, now time.Time) *Budget {
+	return &Budget{size: int64(size), shared: shared, last: now}
 }
 
 // Took tells that a message of n bytes has come whole. A nil Budget is no limit.
 func (b *Budget) Took(n int) {
-	if b == nil {
-		return
+	if b != nil {
+		b.less(int64(n) + messageHeader)
 	}
-	b.less(int64(n) + allowance)
+}
+
+// Close gives back what the connection has used of a shared Budget.
+func (b *Budget) Close() {
+	if b != nil {
+		b.less(b.used.Load())
+	}
 }
 
 // less never leaves a credit: what was taken says nothing about what comes.
 func (b *Budget) less(n int64) {
 	for {
 		used := b.used.Load()
-		if b.used.CompareAndSwap(used, max(0, used-n)) {
-			return
+		part := min(used, n)
+		if !b.used.CompareAndSwap(used, used-part) {
+			continue
 		}
+		if b.shared != nil {
+			b.shared.used.Add(-part)
+		}
+		return
 	}
 }
 
-// read counts n bytes and says whether they are within the budget.
+// read counts n bytes and says whether they are within the budget. One
+// goroutine calls it.
 func (b *Budget) read(n int) bool {
-	if b.used.Add(int64(n)) <= b.size {
+	b.used.Add(int64(n))
+	if b.shared != nil {
+		b.shared.used.Add(int64(n))
+	}
+	if b.within() {
 		return true
 	}
 	now := time.Now()
 	b.less(int64(min(now.Sub(b.last).Seconds(), 1<<20) * forgiven))
 	b.last = now
-	return b.used.Load() <= b.size
+	return b.within()
 }
 
-// Conn is a connection whose reader stops at its Budget.
+func (b *Budget) within() bool {
+	return b.used.Load() <= b.size && (b.shared == nil || b.shared.used.Load() <= b.shared.size)
+}
+
+// Sizes of HTTP/2 and gRPC (RFC 9113, sections 3.4 and 4.1; gRPC over HTTP2).
+const (
+	preface       = 24 // what a client begins with
+	frameHeader   = 9
+	dataFrame     = 0 // its type
+	messageHeader = 5
+)
+
+// frames counts the payload of the DATA frames in a stream of bytes. Headers,
+// pings and the like are not held by anybody.
+type frames struct {
+	skip   int // of the frame, or of the preface, that is not DATA
+	data   int // of the DATA frame
+	header [frameHeader]byte
+	have   int // bytes of header
+}
+
+// count is how many bytes of p are payload of DATA frames.
+func (f *frames) count(p []byte) (data int) {
+	for len(p) > 0 {
+		switch {
+		case f.skip > 0:
+			n := min(f.skip, len(p))
+			f.skip, p = f.skip-n, p[n:]
+		case f.data > 0:
+			n := min(f.data, len(p))
+			f.data, p, data = f.data-n, p[n:], data+n
+		default:
+			n := copy(f.header[f.have:], p)
+			f.have, p = f.have+n, p[n:]
+			if f.have < frameHeader {
+				continue
+			}
+			f.have = 0
+			length := int(f.header[0])<<16 | int(f.header[1])<<8 | int(f.header[2])
+			if f.header[3] == dataFrame {
+				f.data = length
+			} else {
+				f.skip = length
+			}
+		}
+	}
+	return data
+}
+
+// Conn is the server's side of an HTTP/2 connection whose reader stops at its
+// Budget. Use [NewConn].
 type Conn struct {
 	net.Conn
-	Budget *Budget
+	budget *Budget
+	frames frames
+}
+
+// NewConn returns a Conn on which nothing has been read yet.
+func NewConn(c net.Conn, b *Budget) *Conn {
+	return &Conn{Conn: c, budget: b, frames: frames{skip: preface}}
 }
 
 // Read ends the connection when the other end has sent too much.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if err == nil && !c.Budget.read(n) {
-		return 0, fmt.Errorf("the client has more than %d bytes of unfinished messages on one connection", c.Budget.size)
+	if data := c.frames.count(p[:n]); data > 0 && !c.budget.read(data) {
+		return 0, fmt.Errorf("more than %d bytes of unfinished messages on one connection, or more than its origin may have", c.budget.size)
 	}
 	return n, err
 }

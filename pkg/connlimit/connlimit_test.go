@@ -157,14 +157,14 @@ func TestS08_Budget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for n, want := range map[int]bool{99: true, 100: true, 101: false} {
-			b := NewBudget(100, time.Now())
+			b := NewBudget(100, nil, time.Now())
 			if got := b.read(n); got != want {
 				t.Errorf("%d of 100 bytes: %v, want %v", n, got, want)
 			}
 		}
-		b := NewBudget(1000, time.Now())
+		b := NewBudget(1000, nil, time.Now())
 		for range 100 { // Finished messages cost nothing,
-			if !b.read(900) {
+			if !b.read(900 + messageHeader) {
 				t.Fatal("a finished message is held against the client")
 			}
 			b.Took(900)
@@ -179,6 +179,61 @@ func TestS08_Budget(t *testing.T) {
 		}
 		var none *Budget
 		none.Took(1)
+		none.Close()
+	})
+}
+
+// Connections of one origin are bounded together, and what one of them used is
+// free when it ends.
+func TestBudgetIsShared(t *testing.T) {
+	t.Parallel()
+	shared := NewBudget(100, nil, time.Now())
+	one, two := NewBudget(80, shared, time.Now()), NewBudget(80, shared, time.Now())
+	if !one.read(60) || two.read(60) {
+		t.Error("two connections have more than their origin may")
+	}
+	one.Close()
+	if !two.read(10) {
+		t.Error("what a closed connection used is not free")
+	}
+	two.Took(1 << 20)
+	if used := shared.used.Load(); used != 0 {
+		t.Errorf("%d bytes are used by nobody", used)
+	}
+}
+
+// frame is an HTTP/2 frame of a type with n bytes of payload.
+func frame(kind byte, n int) []byte {
+	return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, 0, 0, 0, 0, 1}, make([]byte, n)...)
+}
+
+// Only the payload of DATA frames counts, however the bytes come.
+func TestFramesAreCounted(t *testing.T) {
+	t.Parallel()
+	stream := slices.Concat(make([]byte, preface), frame(4, 18), frame(1, 300), frame(0, 1000), frame(8, 4), frame(0, 0), frame(0, 70000), frame(6, 8), frame(0, 1))
+	for _, piece := range []int{1, 2, 7, 9, 64, 16384, len(stream)} {
+		f := frames{skip: preface}
+		got := 0
+		for part := range slices.Chunk(stream, piece) {
+			got += f.count(part)
+		}
+		if got != 71001 {
+			t.Errorf("in pieces of %d: %d bytes of DATA, want 71001", piece, got)
+		}
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	f.Add(slices.Concat(make([]byte, preface), frame(4, 18), frame(0, 100)), 3)
+	f.Fuzz(func(t *testing.T, data []byte, piece int) {
+		whole, parts := frames{skip: preface}, frames{skip: preface}
+		want, got := whole.count(data), 0
+		for part := range slices.Chunk(data, max(1, piece)) {
+			got += parts.count(part)
+		}
+		if got != want || want > len(data) || whole != parts {
+			t.Errorf("%d bytes in one piece, %d in pieces", want, got)
+		}
 	})
 }
 
@@ -188,10 +243,10 @@ func TestConnEndsAtItsBudget(t *testing.T) {
 	defer server.Close()
 	go func() {
 		defer client.Close()
-		_, _ = client.Write(make([]byte, 4096)) // It fails when the reader has had enough.
+		_, _ = client.Write(append(make([]byte, preface), frame(0, 4096)...)) // It fails when the reader has had enough.
 	}()
-	n, err := io.Copy(io.Discard, &Conn{Conn: server, Budget: NewBudget(1000, time.Now())})
-	if err == nil || n > 1000 || !strings.Contains(err.Error(), "1000 bytes of unfinished messages") {
+	n, err := io.Copy(io.Discard, NewConn(server, NewBudget(1000, nil, time.Now())))
+	if err == nil || n > 1000+preface+frameHeader || !strings.Contains(err.Error(), "1000 bytes of unfinished messages") {
 		t.Errorf("read %d bytes: %v", n, err)
 	}
 }
@@ -208,9 +263,17 @@ func BenchmarkPool(b *testing.B) {
 }
 
 func BenchmarkBudget(b *testing.B) {
-	x := NewBudget(1<<20, time.Now())
+	x := NewBudget(1<<20, nil, time.Now())
 	for b.Loop() {
 		x.read(500)
-		x.Took(500)
+		x.Took(500 - messageHeader)
+	}
+}
+
+func BenchmarkFrames(b *testing.B) {
+	call := slices.Concat(frame(1, 60), frame(0, 500))
+	var f frames
+	for b.Loop() {
+		f.count(call)
 	}
 }

@@ -356,8 +356,8 @@ func (e *entrant) welcome(conn net.Conn, source netip.Prefix, chain []*x509.Cert
 	}
 	e.move(place)
 	e.live(chain[0].NotAfter.Add(endGrace))
-	budget := connlimit.NewBudget(size, now)
-	return &connlimit.Conn{Conn: conn, Budget: budget}, budget, nil
+	budget := connlimit.NewBudget(size, nil, now)
+	return connlimit.NewConn(conn, budget), budget, nil
 }
 
 // welcomeReason is why welcome refuses.

@@ -114,15 +114,13 @@ func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	if err := c.limits.take(ss.Context(), info.FullMethod, p.caller, nil); err != nil {
 		return err
 	}
-	budget := budgetOf(ss.Context())
-	budget.Took(0)
 	serve := func(ctx context.Context) error {
 		return handler(srv, &guarded{
 			ServerStream: ss,
 			ctx:          policy.NewContext(ctx, p.caller),
 			gate:         c.gate,
 			pass:         p,
-			budget:       budget,
+			budget:       budgetOf(ss.Context()),
 		})
 	}
 	if !p.caller.Is(policy.Agent) {
