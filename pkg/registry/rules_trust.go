@@ -11,6 +11,9 @@ import (
 
 // Limits of bundles and federation relationships.
 const (
+	// maxTrustDomain bounds the name of a trust domain, in bytes (SPIFFE-ID,
+	// 2.1).
+	maxTrustDomain = 255
 	// maxAuthorities bounds the authorities of each kind in one bundle.
 	maxAuthorities = 1000
 	// maxKeyID bounds a key's ID, in bytes.

@@ -247,6 +247,23 @@ func TestS08_BundleLimits(t *testing.T) {
 	}
 }
 
+func TestS08_TrustDomainLength(t *testing.T) {
+	t.Parallel()
+	for n := maxTrustDomain - 1; n <= maxTrustDomain+1; n++ {
+		name, good := strings.Repeat("x", n), n <= maxTrustDomain
+		web := &types.FederationRelationship_HttpsWeb{}
+		_, err := TrustDomainFromWire(name)
+		_, err1 := BundleFromWire(&types.Bundle{TrustDomain: name})
+		_, _, err2 := RelationshipFromWire(&types.FederationRelationship{TrustDomain: name, BundleEndpointUrl: "https://x", BundleEndpointProfile: web})
+		_, err3 := TrustDomainsFromWire([]string{name})
+		for i, err := range []error{err, err1, err2, err3} {
+			if (err == nil) != good {
+				t.Errorf("%d, %d bytes: %v", i, n, err)
+			}
+		}
+	}
+}
+
 // Each certificate of a chain in the place of one is an authority.
 func TestBundleFromWireTakesChains(t *testing.T) {
 	t.Parallel()

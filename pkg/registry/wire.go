@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -114,13 +115,23 @@ func SelectorsFromWire(in []*types.Selector) (attest.Selectors, error) {
 	return attest.NewSelectors(out...), nil
 }
 
+// TrustDomainFromWire reads the name of a trust domain, or its SPIFFE ID. The
+// error names the rule.
+func TrustDomainFromWire(name string) (spiffeid.TrustDomain, error) {
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err == nil && len(td.Name()) > maxTrustDomain {
+		return spiffeid.TrustDomain{}, fmt.Errorf("trust domain name is %d bytes long, at most %d are allowed", len(td.Name()), maxTrustDomain)
+	}
+	return td, err
+}
+
 // TrustDomainsFromWire reads the names of trust domains, as a set.
 func TrustDomainsFromWire(in []string) ([]spiffeid.TrustDomain, error) {
 	var out []spiffeid.TrustDomain
 	for _, name := range in {
-		td, err := spiffeid.TrustDomainFromString(name)
+		td, err := TrustDomainFromWire(name)
 		if err != nil {
-			return nil, invalid("federates_with", "%q: %v", name, err)
+			return nil, invalid("federates_with", "%.64q: %v", name, err)
 		}
 		out = append(out, td)
 	}

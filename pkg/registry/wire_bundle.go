@@ -38,7 +38,7 @@ func BundleFromWire(w *types.Bundle) (*Bundle, error) {
 	if w == nil {
 		return nil, invalid("bundle", "is required")
 	}
-	td, err := spiffeid.TrustDomainFromString(w.GetTrustDomain())
+	td, err := TrustDomainFromWire(w.GetTrustDomain())
 	if err != nil {
 		return nil, invalid("trust_domain", "%v", err)
 	}
@@ -138,7 +138,7 @@ func RelationshipFromWire(w *types.FederationRelationship) (*FederationRelations
 	if w == nil {
 		return nil, nil, invalid("federation_relationship", "is required")
 	}
-	td, err := spiffeid.TrustDomainFromString(w.GetTrustDomain())
+	td, err := TrustDomainFromWire(w.GetTrustDomain())
 	if err != nil {
 		return nil, nil, invalid("trust_domain", "%v", err)
 	}

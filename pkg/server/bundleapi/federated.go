@@ -36,7 +36,7 @@ func (s *Service) GetFederatedBundle(ctx context.Context, req *bundlev1.GetFeder
 func (s *Service) ListFederatedBundles(ctx context.Context, req *bundlev1.ListFederatedBundlesRequest) (*bundlev1.ListFederatedBundlesResponse, error) {
 	after := req.GetPageToken()
 	if after != "" {
-		if _, err := spiffeid.TrustDomainFromString(after); err != nil {
+		if _, err := registry.TrustDomainFromWire(after); err != nil {
 			return nil, rpcerr.New(codes.InvalidArgument, "page token is not one of this server's")
 		}
 	}
@@ -210,7 +210,7 @@ func (s *Service) read(m *types.Bundle, own string, mask *types.BundleMask) (*re
 
 // foreign reads the name of another trust domain.
 func (s *Service) foreign(name, own string) (spiffeid.TrustDomain, error) {
-	td, err := spiffeid.TrustDomainFromString(name)
+	td, err := registry.TrustDomainFromWire(name)
 	if err != nil {
 		return spiffeid.TrustDomain{}, rpcerr.New(codes.InvalidArgument, "trust domain argument is not valid: %v", err)
 	}

@@ -57,7 +57,7 @@ func New(cfg Config) *Service { return &Service{cfg: cfg} }
 func (s *Service) ListFederationRelationships(ctx context.Context, req *trustdomainv1.ListFederationRelationshipsRequest) (*trustdomainv1.ListFederationRelationshipsResponse, error) {
 	after := req.GetPageToken()
 	if after != "" {
-		if _, err := spiffeid.TrustDomainFromString(after); err != nil {
+		if _, err := registry.TrustDomainFromWire(after); err != nil {
 			return nil, rpcerr.New(codes.InvalidArgument, "page token is not one of this server's")
 		}
 	}
@@ -150,7 +150,7 @@ func overlay(to, from *types.FederationRelationship, mask *types.FederationRelat
 }
 
 func parse(name string) (spiffeid.TrustDomain, error) {
-	td, err := spiffeid.TrustDomainFromString(name)
+	td, err := registry.TrustDomainFromWire(name)
 	if err != nil {
 		return spiffeid.TrustDomain{}, rpcerr.New(codes.InvalidArgument, "failed to parse trust domain: %v", err)
 	}
