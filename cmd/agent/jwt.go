@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 )
 
 func validateJWTCommand(p cli.Persona) *cobra.Command {
@@ -41,7 +41,7 @@ func validateJWTCommand(p cli.Persona) *cobra.Command {
 			return fmt.Errorf("unable to validate JWT SVID: %w", err)
 		}
 		return format.Print(cmd.OutOrStdout(), func(w io.Writer) error {
-			claims, err := protojson.Marshal(resp.GetClaims())
+			claims, err := json.Marshal(resp.GetClaims().AsMap()) // always the same text, unlike protojson's
 			if err != nil {
 				return fmt.Errorf("printing the claims: %w", err)
 			}

@@ -28,6 +28,7 @@ type Socket struct {
 	variable       string // SPIRE's environment variable for it
 	getenv         func(string) string
 	spire          bool
+	asAgent        bool // SPIRE's agent names the path as it is in its errors
 }
 
 // ServerSocket adds the flags -socketPath and -instance for the server's admin
@@ -39,7 +40,9 @@ func ServerSocket(flags *pflag.FlagSet, p Persona) *Socket {
 // AgentSocket adds the flags -socketPath and -instance for the agent's
 // Workload API socket to flags.
 func AgentSocket(flags *pflag.FlagSet, p Persona) *Socket {
-	return newSocket(flags, p, p.AgentSocket(), "SPIRE_AGENT_PUBLIC_SOCKET")
+	s := newSocket(flags, p, p.AgentSocket(), "SPIRE_AGENT_PUBLIC_SOCKET")
+	s.asAgent = true
+	return s
 }
 
 // AgentAdminSocket adds the flag -socketPath for the agent's admin socket to

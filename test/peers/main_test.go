@@ -13,6 +13,9 @@ import (
 // most 107 bytes long.
 var workDir string
 
+// uid is the user who runs the tests, and so of each workload in them.
+var uid = os.Getuid()
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (exit int) {
