@@ -122,7 +122,7 @@ func (a *Agent) session(ctx context.Context) error {
 	own := a.identity.current.Load()
 	l, err := a.dial(ctx, own)
 	if err != nil {
-		return err
+		return a.attestIfRevoked(ctx, own, err)
 	}
 	a.replaceLink(ctx, l)
 

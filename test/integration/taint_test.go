@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -331,4 +332,55 @@ func (k *tokens) taintAndRevoke(t *testing.T, s *server) {
 	if _, err := jwtsvid.ParseAndValidate(k.fetch(t), k.source, []string{"ledger"}); err != nil {
 		t.Errorf("a token of the new authority: %v", err)
 	}
+}
+
+// An agent that was away while the authority of its SVID was tainted replaces
+// everything as soon as it is back; one that was away until it was revoked must
+// attest again, says so, and does.
+func TestAgentAwayDuringATaint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "away")
+	s := w.startServer(serverOptions{})
+	a := w.startAgent(s, "a", agentOptions{settings: `persist_svids = true`})
+	s.create(w.entry("/web", a.id(), self()))
+	rotate := func() (old, next string) {
+		old, next = s.activeX509(), s.prepareX509()
+		eventually(t, "the prepared authority is known", func() error {
+			u, err := fetchX509(t, a.conn)
+			if err == nil && !u.knows(next) {
+				err = errors.New("it is not")
+			}
+			return err
+		})
+		a.stop() // which keeps what it knows
+		s.activateX509(next)
+		s.taintX509(old)
+		return old, next
+	}
+
+	old, next := rotate()
+	a.start()
+	streamX509(t, a.conn).until("an SVID of the new authority", func(u x509Update) bool {
+		return u.err == nil && len(u.svids) == 1 && u.signedBy(next) == nil
+	})
+	eventually(t, "the agent has renewed its own SVID", func() error {
+		if a.renewals() == 0 {
+			return errors.New("it has not")
+		}
+		return nil
+	})
+	s.revokeX509(old)
+
+	old, _ = rotate()
+	s.revokeX509(old)
+	a.run()
+	a.proc.await(t, "authority of the agent's SVID was revoked while the agent was away, so it must attest again.*credence-server token generate")
+	if !a.proc.running() {
+		t.Error("the agent gave up: what it holds may be good")
+	}
+	a.stop()
+	a.token = s.token()
+	a.attest()
+	s.create(w.entry("/again", a.id(), self()))
+	sees(t, a, w.id("/again"))
 }
