@@ -421,7 +421,9 @@ func TestShippedConfigurations(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 			continue
 		}
-		c.Agent.SocketPath = "/run/x.sock" // the command line's default
+		if c.Agent.SocketPath == "" {
+			c.Agent.SocketPath = "/run/x.sock" // the command line's default
+		}
 		if err := c.Validate(); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -477,5 +479,27 @@ func TestPauseEndsBeforeTheSVID(t *testing.T) {
 	ends(-time.Hour)
 	if p := a.pause(backoffMax); p > backoffFirst {
 		t.Errorf("after the end: %v", p)
+	}
+}
+
+// TestTokenGoesFirst: as in SPIRE, a join token is used whatever node attestor
+// the file names.
+func TestTokenGoesFirst(t *testing.T) {
+	t.Parallel()
+	c, err := Load("../../conf/agent/agent_x509pop.conf", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("tok\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ token, file, want string }{
+		{"", "", "x509pop"}, {"tok", "", "join_token"}, {"", file, "join_token"},
+	} {
+		c.Agent.JoinToken, c.Agent.JoinTokenFile = tc.token, tc.file
+		if p, err := newProver(c); err != nil || p.Name() != tc.want {
+			t.Errorf("token %q, file %q: %v, %v, want %s", tc.token, tc.file, p, err, tc.want)
+		}
 	}
 }

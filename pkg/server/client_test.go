@@ -121,13 +121,19 @@ func (r *running) attest(t testing.TB) *testAgent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r.attestWith(t, token.Value)
+}
+
+// attestWith makes an agent by the token.
+func (r *running) attestWith(t testing.TB, token string) *testAgent {
+	t.Helper()
 	key := newKey(t)
 	stream, err := agentv1.NewAgentClient(r.dial(t, nil)).AttestAgent(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   &types.AttestationData{Type: "join_token", Payload: []byte(token.Value)},
+		Data:   &types.AttestationData{Type: "join_token", Payload: []byte(token)},
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr(t, key)},
 	}}})
 	if err != nil {

@@ -215,6 +215,15 @@ type filter interface {
 	GetByExpiresBefore() string
 }
 
+// parseExpiresBefore reads the time by its first zone: the second has no minutes,
+// and is the one that time.Parse would go by.
+func parseExpiresBefore(text string) (time.Time, error) {
+	if _, err := time.Parse(expiresBefore, text); err != nil {
+		return time.Time{}, err
+	}
+	return time.Parse(strings.TrimSuffix(expiresBefore, " -07"), text[:strings.LastIndexByte(text, ' ')])
+}
+
 func toFilter(f filter) (registry.AgentFilter, error) {
 	out := registry.AgentFilter{AttestationType: f.GetByAttestationType()}
 	if b := f.GetByBanned(); b != nil {
@@ -224,7 +233,7 @@ func toFilter(f filter) (registry.AgentFilter, error) {
 		out.CanReattest = &b.Value
 	}
 	if text := f.GetByExpiresBefore(); text != "" {
-		at, err := time.Parse(expiresBefore, text)
+		at, err := parseExpiresBefore(text)
 		if err != nil {
 			return out, rpcerr.New(codes.InvalidArgument, "filter.by_expires_before: write it like %q", expiresBefore)
 		}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -167,6 +168,94 @@ func TestS12_PageIsBounded(t *testing.T) {
 	}
 	if seen != n {
 		t.Errorf("the pages have %d agents, want %d", seen, n)
+	}
+}
+
+// TestS15_EveryAgentField: each field of SPIRE's Agent is filled with a value of
+// its own, and let through by its field of the mask alone, in ListAgents too.
+func TestS15_EveryAgentField(t *testing.T) {
+	t.Parallel()
+	w := world(t, apitest.Options{})
+	id := spiffeid.RequireFromPath(w.TrustDomain, "/spire/agent/kind/one")
+	put(t, w, registry.Agent{
+		ID: id, AttestationType: "kind", Serial: "17", Selectors: selectors("x"), CanReattest: true, Version: "1.2", NotAfter: time.Unix(5e9, 0),
+	})
+	client := agentv1.NewAgentClient(w.Local(t))
+	get := func(mask *types.AgentMask) protoreflect.Message {
+		list, err := client.ListAgents(t.Context(), &agentv1.ListAgentsRequest{OutputMask: mask})
+		if err != nil || len(list.GetAgents()) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		one, err := client.GetAgent(t.Context(), &agentv1.GetAgentRequest{Id: list.GetAgents()[0].GetId(), OutputMask: mask})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(list.GetAgents()[0], one, protocmp.Transform()); diff != "" {
+			t.Errorf("mask %v: listed (-), got (+):\n%s", mask, diff)
+		}
+		return one.ProtoReflect()
+	}
+	agentFields, maskFields := (*types.Agent)(nil).ProtoReflect().Descriptor().Fields(), (*types.AgentMask)(nil).ProtoReflect().Descriptor().Fields()
+	all := get(nil)
+	for i := range agentFields.Len() {
+		field := agentFields.Get(i)
+		if field.Name() == "id" {
+			continue
+		}
+		only := maskFields.ByName(field.Name())
+		if only == nil {
+			t.Errorf("the mask has no field for %s", field.Name())
+			continue
+		}
+		if !all.Has(field) && field.Name() != "banned" {
+			t.Errorf("%s is not filled", field.Name())
+		}
+		mask := new(types.AgentMask)
+		mask.ProtoReflect().Set(only, protoreflect.ValueOfBool(true))
+		want := new(types.Agent).ProtoReflect()
+		want.Set(agentFields.ByName("id"), all.Get(agentFields.ByName("id")))
+		if all.Has(field) {
+			want.Set(field, all.Get(field))
+		}
+		if diff := cmp.Diff(want.Interface(), get(mask).Interface(), protocmp.Transform()); diff != "" {
+			t.Errorf("mask of %s alone (-want +got):\n%s", field.Name(), diff)
+		}
+	}
+}
+
+// TestExpiresBefore is strict, as SPIRE's, takes the time as SPIRE's command line
+// writes it, and looks at the last of an agent's SVIDs.
+func TestExpiresBefore(t *testing.T) {
+	t.Parallel()
+	w := world(t, apitest.Options{})
+	end := time.Date(2100, 1, 2, 3, 4, 5, 0, time.UTC)
+	id := spiffeid.RequireFromPath(w.TrustDomain, "/spire/agent/kind/one")
+	put(t, w, registry.Agent{ID: id, AttestationType: "kind", Serial: "17", NotAfter: end})
+	client := agentv1.NewAgentClient(w.Local(t))
+	count := func(at time.Time) int32 {
+		text := at.Format("2006-01-02 15:04:05 -0700 -07")
+		resp, err := client.CountAgents(t.Context(), &agentv1.CountAgentsRequest{Filter: &agentv1.CountAgentsRequest_Filter{ByExpiresBefore: text}})
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		return resp.GetCount()
+	}
+	elsewhere := time.FixedZone("", 5*3600+1800)
+	for at, want := range map[time.Time]int32{
+		end.Add(-time.Second): 0, end: 0, end.Add(time.Second): 1, end.In(elsewhere): 0, end.Add(time.Second).In(elsewhere): 1,
+	} {
+		if got := count(at); got != want {
+			t.Errorf("before %s: %d agents, want %d", at, got, want)
+		}
+	}
+	if _, err := w.Registry.UpdateAgent(t.Context(), id, func(a *registry.Agent) error {
+		a.Issued("18", end.Add(time.Hour))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(end.Add(time.Minute)); got != 0 {
+		t.Errorf("an agent with a newer SVID is among %d that have expired", got)
 	}
 }
 
