@@ -1,0 +1,199 @@
+package trustdomainapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"math/big"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+
+	"github.com/credence-id/credence/pkg/audit"
+	"github.com/credence-id/credence/pkg/policy"
+	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/server/rpcerr"
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/bolt"
+)
+
+var td = spiffeid.RequireTrustDomainFromString("example.org")
+
+// fixture is the service over a real store.
+type fixture struct {
+	*Service
+	registry *registry.Registry
+	index    *registry.Index
+	log      *syncBuffer
+	// away makes the store's head unreadable.
+	away bool
+}
+
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func newFixture(t testing.TB) *fixture {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var running sync.WaitGroup
+	s, err := bolt.Open(bolt.Config{Path: filepath.Join(t.TempDir(), "store.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		_ = s.Close()
+	})
+	r, err := registry.New(ctx, registry.Config{Store: s, TrustDomain: td})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{registry: r, index: registry.NewIndex(), log: &syncBuffer{}}
+	running.Go(func() {
+		err := r.Follow(ctx, func(c *registry.Commit) error {
+			f.index.Apply(c)
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Follow: %v", err)
+		}
+	})
+	logger := slog.New(slog.NewTextHandler(f.log, nil))
+	f.Service = New(Config{
+		TrustDomain: td, Registry: r, Index: f.index, Logger: logger, Audit: audit.New(logger),
+		Fresh: func(ctx context.Context) error {
+			if f.away {
+				return store.ErrUnavailable
+			}
+			head, err := s.Head(ctx)
+			if err != nil {
+				return err
+			}
+			return f.index.WaitFor(ctx, head)
+		},
+	})
+	return f
+}
+
+// local is the context of a call of the local admin.
+func local(t testing.TB) context.Context {
+	return policy.NewContext(t.Context(), policy.Caller{Roles: policy.Local, Peer: "uid:0"})
+}
+
+func web(name, url string) *types.FederationRelationship {
+	return &types.FederationRelationship{
+		TrustDomain: name, BundleEndpointUrl: url,
+		BundleEndpointProfile: &types.FederationRelationship_HttpsWeb{HttpsWeb: &types.HTTPSWebProfile{}},
+	}
+}
+
+func spiffe(name, url, id string) *types.FederationRelationship {
+	f := web(name, url)
+	f.BundleEndpointProfile = &types.FederationRelationship_HttpsSpiffe{HttpsSpiffe: &types.HTTPSSPIFFEProfile{EndpointSpiffeId: id}}
+	return f
+}
+
+func with(f *types.FederationRelationship, b *types.Bundle) *types.FederationRelationship {
+	f.TrustDomainBundle = b
+	return f
+}
+
+// wireBundle has one authority of a kind, and a value in every field.
+func wireBundle(t testing.TB, name string, hint int64) *types.Bundle {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkix, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &types.Bundle{
+		TrustDomain: name, RefreshHint: hint, SequenceNumber: uint64(hint + 1),
+		X509Authorities: []*types.X509Certificate{{Asn1: cert, Tainted: true}},
+		JwtAuthorities:  []*types.JWTKey{{KeyId: "jwt", PublicKey: pkix, ExpiresAt: 1900000001, Tainted: true}},
+		WitAuthorities:  []*types.WITKey{{KeyId: "wit", PublicKey: pkix, ExpiresAt: 1900000002, Tainted: true}},
+	}
+}
+
+// answer is the outcome of one item, whatever the call.
+type answer struct {
+	code         codes.Code
+	message      string
+	relationship *types.FederationRelationship
+}
+
+type result interface {
+	GetStatus() *types.Status
+	GetFederationRelationship() *types.FederationRelationship
+}
+
+func answers[R result](t testing.TB, results []R, err error) (out []answer) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		out = append(out, answer{codes.Code(r.GetStatus().GetCode()), r.GetStatus().GetMessage(), r.GetFederationRelationship()})
+	}
+	return out
+}
+
+func (f *fixture) create(t testing.TB, mask *types.FederationRelationshipMask, list ...*types.FederationRelationship) []answer {
+	t.Helper()
+	resp, err := f.BatchCreateFederationRelationship(local(t), &trustdomainv1.BatchCreateFederationRelationshipRequest{
+		FederationRelationships: list, OutputMask: mask,
+	})
+	return answers(t, resp.GetResults(), err)
+}
+
+func (f *fixture) update(t testing.TB, input, output *types.FederationRelationshipMask, list ...*types.FederationRelationship) []answer {
+	t.Helper()
+	resp, err := f.BatchUpdateFederationRelationship(local(t), &trustdomainv1.BatchUpdateFederationRelationshipRequest{
+		FederationRelationships: list, InputMask: input, OutputMask: output,
+	})
+	return answers(t, resp.GetResults(), err)
+}
+
+func (f *fixture) get(t testing.TB, name string) *types.FederationRelationship {
+	t.Helper()
+	got, err := f.GetFederationRelationship(local(t), &trustdomainv1.GetFederationRelationshipRequest{TrustDomain: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func codeOf(err error) codes.Code { return rpcerr.Status(err).Code() }
