@@ -9,13 +9,18 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 // calls are one harmless call for each kind of rule in the policy; each says
@@ -47,6 +52,18 @@ var calls = map[string]func(ctx context.Context, c *grpc.ClientConn) error{
 		_, err := svidv1.NewSVIDClient(c).MintJWTSVID(ctx, &svidv1.MintJWTSVIDRequest{Id: wireID("/x"), Audience: []string{"a"}})
 		return err
 	},
+	"GetX509AuthorityState": func(ctx context.Context, c *grpc.ClientConn) error {
+		_, err := localauthorityv1.NewLocalAuthorityClient(c).GetX509AuthorityState(ctx, &localauthorityv1.GetX509AuthorityStateRequest{})
+		return err
+	},
+	"GetInfo": func(ctx context.Context, c *grpc.ClientConn) error {
+		_, err := debugv1.NewDebugClient(c).GetInfo(ctx, &debugv1.GetInfoRequest{})
+		return err
+	},
+	"GetLogger": func(ctx context.Context, c *grpc.ClientConn) error {
+		_, err := loggerv1.NewLoggerClient(c).GetLogger(ctx, &loggerv1.GetLoggerRequest{})
+		return err
+	},
 	"health": func(ctx context.Context, c *grpc.ClientConn) error {
 		_, err := healthv1.NewHealthClient(c).Check(ctx, &healthv1.HealthCheckRequest{})
 		return err
@@ -57,21 +74,26 @@ func TestWhoMayCallWhat(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.Server.AdminIDs = []string{"spiffe://example.org/configured-admin"}
+	log, err := telemetry.NewLog(telemetry.LogConfig{Level: "debug", Output: new(logBuffer)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Log = log
 	r := start(t, cfg)
 	agent := r.attest(t)
 	r.register(t, &types.Entry{SpiffeId: wireID("/admin"), ParentId: wireID("/spire/server"), Admin: true})
 	r.register(t, &types.Entry{SpiffeId: wireID("/plain"), ParentId: wireID("/spire/server")})
 
-	all := []string{"GetBundle", "ListEntries", "GetAuthorizedEntries", "SyncAuthorizedEntries", "MintJWTSVID", "health"}
+	all := []string{"GetBundle", "ListEntries", "GetAuthorizedEntries", "SyncAuthorizedEntries", "MintJWTSVID", "GetX509AuthorityState", "GetInfo", "GetLogger", "health"}
 	for _, tc := range []struct {
 		name    string
 		conn    *grpc.ClientConn
 		allowed []string
 	}{
-		{"local", r.admin(t), []string{"GetBundle", "ListEntries", "MintJWTSVID", "health"}},
+		{"local", r.admin(t), []string{"GetBundle", "ListEntries", "MintJWTSVID", "GetX509AuthorityState", "GetInfo", "GetLogger", "health"}},
 		{"agent", agent.conn, []string{"GetBundle", "GetAuthorizedEntries", "SyncAuthorizedEntries"}},
-		{"admin entry", r.dial(t, r.mint(t, "/admin")), []string{"GetBundle", "ListEntries", "MintJWTSVID"}},
-		{"admin_ids", r.dial(t, r.mint(t, "/configured-admin")), []string{"GetBundle", "ListEntries", "MintJWTSVID"}},
+		{"admin entry", r.dial(t, r.mint(t, "/admin")), []string{"GetBundle", "ListEntries", "MintJWTSVID", "GetX509AuthorityState"}},
+		{"admin_ids", r.dial(t, r.mint(t, "/configured-admin")), []string{"GetBundle", "ListEntries", "MintJWTSVID", "GetX509AuthorityState"}},
 		{"workload", r.dial(t, r.mint(t, "/plain")), []string{"GetBundle"}},
 		{"unregistered workload", r.dial(t, r.mint(t, "/nobody")), []string{"GetBundle"}},
 		{"no certificate", r.dial(t, nil), []string{"GetBundle"}},

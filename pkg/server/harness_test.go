@@ -71,7 +71,7 @@ type running struct {
 func start(t testing.TB, cfg Config) *running {
 	t.Helper()
 	r := &running{log: &logBuffer{}}
-	if cfg.Logger == nil {
+	if cfg.Logger == nil && cfg.Log == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	if cfg.Listener == nil {
