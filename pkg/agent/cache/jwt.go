@@ -71,7 +71,8 @@ type jwtFlight struct {
 // FetchJWT returns a JWT-SVID for the audience and each identity that a workload
 // with these selectors may have, ordered by entry ID, or for id only when it is
 // not zero. Tokens are kept and given out again until half of their life is
-// over, and longer while the server is away. The error is ErrNoIdentity,
+// over, and longer while the server is away. An identity other than the first
+// whose token cannot be had now is left out. The error is ErrNoIdentity,
 // ErrUnavailable with the reason, or the context's.
 func (c *Cache) FetchJWT(ctx context.Context, selectors attest.Selectors, audience []string, id spiffeid.ID) ([]JWTSVID, error) {
 	sub := c.Subscribe(selectors)
@@ -93,23 +94,41 @@ func (c *Cache) FetchJWT(ctx context.Context, selectors attest.Selectors, audien
 		return nil, ErrNoIdentity
 	}
 	key := audienceKey(audience)
-	out := make([]JWTSVID, len(records))
-	if len(records) == 1 {
-		out[0], err = c.jwt(ctx, records[0], audience, key)
-		return out, err
-	}
+	out, errs := make([]JWTSVID, len(records)), make([]error, len(records))
 	var g errgroup.Group
 	g.SetLimit(maxJWTCallsEach)
 	for i, r := range records {
-		g.Go(func() (err error) {
-			out[i], err = c.jwt(ctx, r, audience, key)
-			return err
+		g.Go(func() error {
+			out[i], errs[i] = c.jwt(ctx, r, audience, key)
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return out, nil
+	return c.available(out, errs)
+}
+
+// available leaves out the identities for which there is no token now, so that
+// one that cannot be had does not take the others away. The first is the one a
+// workload uses that asks for none: it is never replaced by another.
+func (c *Cache) available(svids []JWTSVID, errs []error) ([]JWTSVID, error) {
+	kept := make([]JWTSVID, 0, len(svids))
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			kept = append(kept, svids[i])
+		case errors.Is(err, ErrNoIdentity): // the entry has just gone
+		case len(kept) == 0 || !errors.Is(err, ErrUnavailable):
+			return nil, err
+		default:
+			c.log.Warn("a JWT-SVID is not available, the workload gets those of its other identities", telemetry.Err, err)
+		}
+	}
+	if len(kept) == 0 {
+		return nil, ErrNoIdentity
+	}
+	return kept, nil
 }
 
 // records are those that match, without those whose hint is another's.

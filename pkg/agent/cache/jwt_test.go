@@ -240,3 +240,60 @@ func TestWrongTokens(t *testing.T) {
 		})
 	}
 }
+
+// refusing is a server that mints no JWT-SVID for some entries.
+type refusing struct {
+	*cachetest.Server
+	entries map[string]bool
+}
+
+func (r *refusing) MintJWT(ctx context.Context, entryID string, audience []string) (string, time.Time, time.Time, error) {
+	if r.entries[entryID] {
+		return "", time.Time{}, time.Time{}, errAway
+	}
+	return r.Server.MintJWT(ctx, entryID, audience)
+}
+
+// TestJWTsThatCannotBeHadAreLeftOut: but the first, which is the default, is
+// never replaced by another.
+func TestJWTsThatCannotBeHadAreLeftOut(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		refused []string
+		id      spiffeid.ID
+		want    string
+		err     error
+	}{
+		{"none", nil, noID, "/one /two /three", nil},
+		{"another", []string{"e2"}, noID, "/one /three", nil},
+		{"all others", []string{"e2", "e3"}, noID, "/one", nil},
+		{"the default", []string{"e1"}, noID, "", cache.ErrUnavailable},
+		{"the one asked for", []string{"e2"}, spiffeid.RequireFromString("spiffe://example.org/two"), "", cache.ErrUnavailable},
+		{"not the one asked for", []string{"e1"}, spiffeid.RequireFromString("spiffe://example.org/two"), "/two", nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := cachetest.New(t, "example.org")
+			r := &refusing{Server: s, entries: map[string]bool{}}
+			for _, id := range test.refused {
+				r.entries[id] = true
+			}
+			c := newCache(t, s, func(cfg *cache.Config) { cfg.Minter = r })
+			s.Put(s.Entry("e1", "/one", "a"), s.Entry("e2", "/two", "a"), s.Entry("e3", "/three", "a"))
+			s.Sync(c)
+			svids, err := c.FetchJWT(t.Context(), sel("a"), []string{"x"}, test.id)
+			if !errors.Is(err, test.err) {
+				t.Fatalf("error %v, want %v", err, test.err)
+			}
+			var got []string
+			for _, svid := range svids {
+				got = append(got, svid.SPIFFEID.Path())
+			}
+			if diff := cmp.Diff(test.want, strings.Join(got, " ")); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
