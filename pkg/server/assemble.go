@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/connlimit"
 	"github.com/credence-id/credence/pkg/entitle"
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/keys/diskkey"
@@ -301,6 +302,9 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	})
 	k.own = authorityapi.New(authorityapi.Config{
 		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Agent: k.index.Agent,
+		UpdateBundle: func(ctx context.Context, change func(*registry.Bundle) error) (*registry.Bundle, error) {
+			return k.registry.UpdateBundle(ctx, td, change)
+		},
 		Logger: k.log, Audit: record,
 	})
 	k.debug = debugapi.New(debugapi.Config{
@@ -325,7 +329,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	if err != nil {
 		return keyError("server.proxy_protocol_trusted_cidrs", "%w", err)
 	}
-	if k.door, err = newDoor(proxies, openFiles(), k.metrics, k.log); err != nil {
+	if k.door, err = newDoor(proxies, connlimit.OpenFiles(), k.metrics, k.log); err != nil {
 		return err
 	}
 	k.chain = &chain{metrics: calls, limits: rates, log: k.log, gate: &gate{

@@ -87,6 +87,9 @@ func jwtCalls(s *authorityapi.Service) calls {
 func service(w *apitest.World) *authorityapi.Service {
 	return authorityapi.New(authorityapi.Config{
 		Authority: w.Authority, Fresh: func(context.Context) error { return nil },
+		UpdateBundle: func(ctx context.Context, change func(*registry.Bundle) error) (*registry.Bundle, error) {
+			return w.Registry.UpdateBundle(ctx, w.TrustDomain, change)
+		},
 		Agent: w.Index.Agent, Logger: slog.New(slog.DiscardHandler),
 	})
 }

@@ -134,18 +134,6 @@ var (
 		"this server has X.509 and JWT authorities only, which have calls of their own")
 )
 
-// TaintX509UpstreamAuthority is FailedPrecondition: there is no upstream
-// authority.
-func (s *Service) TaintX509UpstreamAuthority(context.Context, *localauthorityv1.TaintX509UpstreamAuthorityRequest) (*localauthorityv1.TaintX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream
-}
-
-// RevokeX509UpstreamAuthority is FailedPrecondition: there is no upstream
-// authority.
-func (s *Service) RevokeX509UpstreamAuthority(context.Context, *localauthorityv1.RevokeX509UpstreamAuthorityRequest) (*localauthorityv1.RevokeX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream
-}
-
 // GetWITAuthorityState is Unimplemented: there are no WIT authorities.
 func (s *Service) GetWITAuthorityState(context.Context, *localauthorityv1.GetWITAuthorityStateRequest) (*localauthorityv1.GetWITAuthorityStateResponse, error) {
 	return nil, errNoWIT

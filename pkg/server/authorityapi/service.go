@@ -30,6 +30,8 @@ type Config struct {
 	// Fresh returns once this server shows everybody what was committed before
 	// the call.
 	Fresh func(context.Context) error
+	// UpdateBundle changes the bundle of this server's trust domain.
+	UpdateBundle func(context.Context, func(*registry.Bundle) error) (*registry.Bundle, error)
 	// Agent is an attested agent as this server knows it.
 	Agent  func(spiffeid.ID) (*registry.Agent, bool)
 	Logger *slog.Logger
