@@ -103,7 +103,7 @@ func (c *Config) checks() (looks []func() error, unread error) {
 			look, err = chooseFrom(c, p, attestors)
 		}
 		problems = append(problems, p.Wrap(err))
-		if look != nil {
+		if look != nil && err == nil {
 			looks = append(looks, func() error { return p.Wrap(look()) })
 		}
 	}

@@ -73,3 +73,21 @@ func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
 		}
 	}
 }
+
+// TestSPIREsFullConfiguration is understood; what is refused is refused by name.
+func TestSPIREsFullConfiguration(t *testing.T) {
+	t.Parallel()
+	c, err := Load(filepath.Join(configtest.Source(t), "conf", "agent", "agent_full.conf"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems := c.Validate()
+	if problems == nil {
+		t.Fatal("nothing is refused")
+	}
+	for _, problem := range strings.Split(problems.Error(), "\n") {
+		if !slices.ContainsFunc([]string{"not supported: ", "only one KeyManager", "only one NodeAttestor", "private_key_path: is required", "certificate_path: is required"}, func(s string) bool { return strings.Contains(problem, s) }) {
+			t.Error(problem)
+		}
+	}
+}

@@ -28,6 +28,21 @@ func (r Raw) Decode(into any) error {
 	return decodeInto(r.file, r.path, r.val, into)
 }
 
+// Word is a text, or the label of a section that stands where a text could, as
+// in `database_type "aws_mysql" { … }`; empty for anything else.
+func (r Raw) Word() string {
+	switch {
+	case r.val == nil:
+		return ""
+	case r.val.kind == text:
+		return r.val.text
+	}
+	if objects, ok := r.val.objects(); ok && len(objects) == 1 && len(objects[0].items) == 1 {
+		return objects[0].items[0].key
+	}
+	return ""
+}
+
 var (
 	rawType      = reflect.TypeFor[Raw]()
 	pluginsType  = reflect.TypeFor[Plugins]()
@@ -41,13 +56,18 @@ type decoder struct {
 }
 
 func (d *decoder) problem(line int, path, format string, args ...any) {
+	d.losing("", line, path, format, args...)
+}
+
+// losing is a problem because of which the key lost has no value.
+func (d *decoder) losing(lost string, line int, path, format string, args ...any) {
 	err := fmt.Errorf(format, args...)
-	d.problems = append(d.problems, &Problem{File: d.file.name, Line: line, Key: path, Err: err})
+	d.problems = append(d.problems, &Problem{File: d.file.name, Line: line, Key: path, Err: err, lost: lost, read: true})
 }
 
 // unread is the problem of a value that cannot be read into its field.
 func (d *decoder) unread(line int, path, format string, args ...any) {
-	d.problem(line, path, "%w", unread(fmt.Sprintf(format, args...)))
+	d.losing(path, line, path, format, args...)
 }
 
 func (d *decoder) expected(v *value, path, want string) {
@@ -109,7 +129,11 @@ func (d *decoder) structure(path string, v *value, to reflect.Value) {
 	known := d.fields(path, obj, to)
 	for _, it := range obj.items {
 		if !containsFold(known, it.key) {
-			d.problem(it.line, join(path, it.key), "unknown key%s", didYouMean(it.key, known))
+			lost := ""
+			if near := nearest(it.key, known); near != "" {
+				lost = join(path, near)
+			}
+			d.losing(lost, it.line, join(path, it.key), "unknown key%s", didYouMean(it.key, known))
 		}
 	}
 }

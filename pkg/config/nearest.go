@@ -8,16 +8,22 @@ import (
 // didYouMean is the end of an error about an unknown name: the nearest known
 // one, or nothing when none is near.
 func didYouMean(name string, known []string) string {
+	best := nearest(name, known)
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+// nearest is the known name that is nearest; empty when none is near.
+func nearest(name string, known []string) string {
 	best, least := "", max(2, len(name)/3)+1
 	for _, k := range known {
 		if d := distance(strings.ToLower(name), strings.ToLower(k)); d < least {
 			best, least = k, d
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	return best
 }
 
 // distance is Levenshtein's: how many bytes to insert, delete or replace. Names

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -64,6 +65,19 @@ func (p Plugin) Errorf(format string, args ...any) error {
 		problem.File = p.file.name
 	}
 	return problem
+}
+
+// Wrap makes of an error about this plugin one, or several, that say where it is
+// configured; those that do already are left.
+func (p Plugin) Wrap(err error) error {
+	var problems []error
+	for _, err := range flatten([]error{err}) {
+		if _, ok := errors.AsType[*Problem](err); !ok {
+			err = p.Errorf("%w", err)
+		}
+		problems = append(problems, err)
+	}
+	return Problems(problems...)
 }
 
 // DataErrorf is an error about a key of plugin_data, at its line.

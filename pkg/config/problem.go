@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Problem is one thing that is wrong with a configuration.
@@ -19,6 +20,13 @@ type Problem struct {
 	Key string
 	// Err says what is wrong and what to do. It repeats no secret.
 	Err error
+
+	// lost is the path of a key that has no value because of this problem, so
+	// that what a check says about it, and about what is below it, is noise.
+	lost string
+	// read says that the problem was found while reading the file, and not by a
+	// check of what was read.
+	read bool
 }
 
 // Error is "file:line: key: what", without the parts that are not known.
@@ -40,25 +48,24 @@ func (p *Problem) Error() string {
 func (p *Problem) Unwrap() error { return p.Err }
 
 // Problems makes one error of many, one a line, in the order of the file: a
-// caller may find them in any order. It takes joined errors apart, leaves out
-// nil and doubles, and what else is wrong with a key whose value could not be
-// read at all. It returns nil when nothing is left.
+// caller may find them in any order. It takes joined errors apart, and leaves out
+// nil, doubles, and what only follows from a key that could not be read or is
+// misspelt. It returns nil when nothing is left.
 func Problems(errs ...error) error {
 	all := flatten(errs)
-	unread := make(map[string]bool)
+	var lost []string
 	for _, err := range all {
-		if p, ok := errors.AsType[*Problem](err); ok && errors.Is(p.Err, errUnread) {
-			unread[p.Key] = true
+		if p, ok := errors.AsType[*Problem](err); ok && p.lost != "" {
+			lost = append(lost, p.lost)
 		}
 	}
 	seen := make(map[string]bool)
 	all = slices.DeleteFunc(all, func(err error) bool {
 		text := err.Error()
-		p, ok := errors.AsType[*Problem](err)
-		follows := ok && unread[p.Key] && !errors.Is(p.Err, errUnread)
 		double := seen[text]
 		seen[text] = true
-		return follows || double
+		p, ok := errors.AsType[*Problem](err)
+		return double || (ok && !p.read && slices.ContainsFunc(lost, p.about))
 	})
 	slices.SortStableFunc(all, func(a, b error) int {
 		x, y := position(a), position(b)
@@ -89,12 +96,7 @@ func position(err error) Problem {
 	return Problem{}
 }
 
-// errUnread marks a value that is of the wrong type: its field kept what it
-// had, and what a check says about that is noise.
-var errUnread = errors.New("value could not be read")
-
-// unread is an error with a text of its own that is errUnread.
-type unread string
-
-func (u unread) Error() string        { return string(u) }
-func (u unread) Is(target error) bool { return target == errUnread }
+// about says whether the problem is with the key, or with one below it.
+func (p *Problem) about(key string) bool {
+	return p.Key == key || strings.HasPrefix(p.Key, key+".")
+}

@@ -1,0 +1,35 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/credence-id/credence/pkg/attest/node/x509pop"
+	"github.com/credence-id/credence/pkg/attest/workload/unix"
+	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/config/configtest"
+)
+
+// TestTheFullConfigurationHasEveryKey: each key is in agent_full.conf, and with
+// all of them switched on, nothing is wrong but what this version does not
+// support or what excludes another.
+func TestTheFullConfigurationHasEveryKey(t *testing.T) {
+	t.Parallel()
+	keys := slices.Concat(config.Keys(Config{}), config.Keys(diskData{}), config.Keys(unix.Config{}), config.Keys(x509pop.ProverConfig{}))
+	on := configtest.EveryKey(t, "../../conf/agent/agent_full.conf", keys)
+	c := loadText(t, on)
+	problems := c.Validate()
+	if problems == nil {
+		t.Fatal("with every key switched on nothing is refused")
+	}
+	for _, problem := range strings.Split(problems.Error(), "\n") {
+		if !slices.ContainsFunc([]string{"not supported: ", "only one NodeAttestor", "is exclusive with", "must begin with http://"}, func(s string) bool { return strings.Contains(problem, s) }) {
+			t.Error(problem)
+		}
+	}
+	notices, refused := c.unsupported()
+	if len(notices) < 10 || refused == nil {
+		t.Errorf("%d keys are accepted, refused: %v", len(notices), refused)
+	}
+}
