@@ -1,15 +1,12 @@
 package agent
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/agent/adminapi"
-	"github.com/credence-id/credence/pkg/unixsock"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
@@ -41,19 +38,6 @@ func (a *Agent) newAdmin(o Options) error {
 	var err error
 	a.admin, err = adminapi.New(adminapi.Config{Info: a.info, Log: o.LogLevel, Logger: o.Log})
 	return err
-}
-
-// listenAdmin is nil when there is no admin API. The socket is for the owner
-// and the group, as SPIRE's.
-func (a *Agent) listenAdmin(ctx context.Context) (net.Listener, error) {
-	if a.admin == nil {
-		return nil, nil //nolint:nilnil // as documented
-	}
-	lis, err := unixsock.Listen(ctx, a.config.Agent.AdminSocketPath, 0o770, 0o755)
-	if err != nil {
-		return nil, fmt.Errorf("agent.admin_socket_path: %w", err)
-	}
-	return lis, nil
 }
 
 // info is what the admin API says of the agent.

@@ -19,6 +19,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/peer"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/connlimit"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
@@ -45,6 +46,7 @@ type Agent struct {
 	api      *workloadapi.Service
 	admin    *adminapi.Service // nil: not configured
 	listener net.Listener
+	sockets  []*unixsock.Lasting // set before anything runs
 
 	link      atomic.Pointer[link]
 	connected atomic.Bool
@@ -107,12 +109,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		return errors.Join(group.Wait(), lis.Close())
 	}
 	a.note(ctx)
-	creds := peer.NewCredentials(peer.Config{Log: a.log})
+	creds := peer.NewCredentials(peer.Config{Log: a.log, Limits: socketLimits(connlimit.OpenFiles()), Refused: a.api.Refused})
 	for name, run := range map[string]func(context.Context) error{
 		"peers":                creds.Run,
 		"cache":                a.cache.Run,
 		"state":                func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
 		"workload API":         func(ctx context.Context) error { return a.api.Serve(ctx, lis, creds) },
+		"sockets":              a.keepSockets,
 		"following the server": a.follow,
 	} {
 		group.Go(func() error {
@@ -149,17 +152,6 @@ func (a *Agent) takeUp(ctx context.Context) error {
 		a.log.InfoContext(ctx, "took up the SVID of an earlier run", telemetry.AgentID, s.ID, telemetry.NotAfter, s.notAfter())
 	}
 	return nil
-}
-
-func (a *Agent) listen(ctx context.Context) (net.Listener, error) {
-	if a.listener != nil {
-		return a.listener, nil
-	}
-	lis, err := unixsock.Listen(ctx, a.config.Agent.SocketPath, 0o777, 0o755)
-	if err != nil {
-		return nil, fmt.Errorf("agent.socket_path: %w", err)
-	}
-	return lis, nil
 }
 
 // runListeners opens and serves the HTTP side listeners that are configured.
@@ -207,8 +199,12 @@ func (a *Agent) note(ctx context.Context) {
 
 func (a *Agent) live(context.Context) error { return nil }
 
-// Healthy says why the agent is not in sync with its server, or nil.
+// Healthy says why the agent is not in sync with its server, or cannot be
+// reached by workloads, or nil.
 func (a *Agent) Healthy(context.Context) error {
+	if err := a.checkSockets(); err != nil {
+		return err
+	}
 	if a.connected.Load() {
 		return nil
 	}
