@@ -197,7 +197,12 @@ func (r *rotor) observe(b *registry.Bundle) {
 	copied := *b
 	copied.X509Authorities = append([]registry.X509Authority(nil), b.X509Authorities...)
 	copied.JWTAuthorities = append([]registry.JWTAuthority(nil), b.JWTAuthorities...)
+	copied.WITAuthorities = append([]registry.WITAuthority(nil), b.WITAuthorities...)
+	planned := r.sweepAt
 	r.sweepAt = r.sweep(&copied, time.Time{})
+	if !r.sweepAt.IsZero() && (planned.IsZero() || r.sweepAt.Before(planned)) {
+		r.poke() // Another published what expires before the next step.
+	}
 	if s := r.signer.Load(); s != nil {
 		gone := !r.published(b, s.member)
 		if r.missing.Swap(gone) != gone {

@@ -102,19 +102,23 @@ func raise(m *member, until int64) *member {
 
 func (jwtFamily) keepUntil(m *member) time.Time { return m.signedUntil.Add(svid.Skew) }
 
+// sweep is also for keys of WIT-SVIDs, which other servers publish and this one
+// does not have yet.
 func (jwtFamily) sweep(b *registry.Bundle, now time.Time) time.Time {
 	var next time.Time
-	b.JWTAuthorities = slices.DeleteFunc(b.JWTAuthorities, func(a registry.JWTAuthority) bool {
-		if a.ExpiresAt.IsZero() {
+	expired := func(at time.Time) bool {
+		if at.IsZero() {
 			return false
 		}
-		due := a.ExpiresAt.Add(svid.Skew)
+		due := at.Add(svid.Skew)
 		if !now.Before(due) {
 			return true
 		}
 		next = earliest(next, due)
 		return false
-	})
+	}
+	b.JWTAuthorities = slices.DeleteFunc(b.JWTAuthorities, func(a registry.JWTAuthority) bool { return expired(a.ExpiresAt) })
+	b.WITAuthorities = slices.DeleteFunc(b.WITAuthorities, func(a registry.WITAuthority) bool { return expired(a.ExpiresAt) })
 	return next
 }
 
