@@ -25,7 +25,7 @@ func root(p cli.Persona) *cobra.Command {
 	}
 	cmd.AddCommand(
 		runCommand(p), validateCommand(p), healthcheckCommand(p),
-		noun("entry", "Say who may be whom", entryCreate(p), entryShow(p), entryUpdate(p), entryDelete(p), entryCount(p)),
+		noun("entry", "Say who may be whom", entryCreate(p), entryShow(p), entryUpdate(p), entryDelete(p), entryCount(p), entryApply(p)),
 		noun("agent", "See and manage attested agents", agentList(p), agentShow(p), agentBan(p), agentEvict(p), agentPurge(p), agentCount(p)),
 		noun("token", "Let an agent in", tokenGenerate(p)),
 		noun("bundle", "See and manage what verifies identities", bundleShow(p), bundleList(p), bundleSet(p), bundleDelete(p), bundleCount(p)),

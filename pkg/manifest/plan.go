@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/protobuf/proto"
 )
 
 // Action is what becomes of an entry.
@@ -206,7 +207,13 @@ func (d *diff) update(want Declared, now *types.Entry) {
 		d.unchanged++
 		return
 	}
-	d.updates = append(d.updates, Step{Action: Update, Entry: want.Entry, At: want.At, Changes: fields})
+	entry := want.Entry
+	if entry.AdditionalAttributes == nil && now.AdditionalAttributes != nil {
+		// A server may keep attributes of which an update says nothing.
+		entry = proto.CloneOf(entry)
+		entry.AdditionalAttributes = &types.Entry_AdditionalAttributes{}
+	}
+	d.updates = append(d.updates, Step{Action: Update, Entry: entry, At: want.At, Changes: fields})
 }
 
 // undeclared decides about the entries of the set that no file declares.
