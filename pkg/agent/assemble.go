@@ -87,6 +87,7 @@ func New(c *Config, o Options) (*Agent, error) {
 	a.api, err = workloadapi.New(workloadapi.Config{
 		TrustDomain: td, Cache: a.cache, Attestor: a.attestor, Log: o.Log, Metrics: a.registry,
 		AllowUnauthenticatedVerifiers: c.Agent.AllowUnauthenticatedVerifiers, AllowedForeignJWTClaims: c.Agent.AllowedForeignJWTClaims,
+		Rates: c.Agent.Experimental.RateLimit.rates(),
 	})
 	if err != nil {
 		return nil, err

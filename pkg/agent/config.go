@@ -148,7 +148,7 @@ type Experimental struct {
 	// older one could be given.
 	JWTSVIDCacheHitTimeout *time.Duration `hcl:"jwt_svid_cache_hit_timeout" accepted:"it is always 3 s"`
 	// RequirePQKEM refuses servers whose key exchange is not post-quantum.
-	RequirePQKEM bool `hcl:"require_pq_kem" refused:"this version prefers post-quantum key exchange and cannot require it on the agent; set it on the server and remove the key"`
+	RequirePQKEM bool `hcl:"require_pq_kem"`
 	// RateLimit limits how often a workload may ask.
 	RateLimit RateLimit `hcl:"ratelimit"`
 	// Broker is the SPIFFE Broker API.
@@ -165,13 +165,13 @@ type Experimental struct {
 // of selectors; 0 is no limit.
 type RateLimit struct {
 	// FetchX509SVID limits how often the stream is opened.
-	FetchX509SVID int `hcl:"fetch_x509_svid" refused:"this version does not limit the calls of workloads; remove the key"`
+	FetchX509SVID int `hcl:"fetch_x509_svid" unset:"no limit"`
 	// FetchJWTSVID limits calls.
-	FetchJWTSVID int `hcl:"fetch_jwt_svid" refused:"this version does not limit the calls of workloads; remove the key"`
+	FetchJWTSVID int `hcl:"fetch_jwt_svid" unset:"no limit"`
 	// FetchX509Bundles limits how often the stream is opened.
-	FetchX509Bundles int `hcl:"fetch_x509_bundles" refused:"this version does not limit the calls of workloads; remove the key"`
+	FetchX509Bundles int `hcl:"fetch_x509_bundles" unset:"no limit"`
 	// FetchJWTBundles limits how often the stream is opened.
-	FetchJWTBundles int `hcl:"fetch_jwt_bundles" refused:"this version does not limit the calls of workloads; remove the key"`
+	FetchJWTBundles int `hcl:"fetch_jwt_bundles" unset:"no limit"`
 	// StreamSecrets limits SDS.
 	StreamSecrets int `hcl:"stream_secrets" accepted:"this version does not serve SDS"`
 	// FetchSecrets limits SDS.

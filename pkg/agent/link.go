@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
+	"github.com/credence-id/credence/pkg/tlspolicy"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
@@ -80,6 +82,10 @@ func (a *Agent) dialTLS(ctx context.Context, own *nodeSVID, v *verifier) (*link,
 		InsecureSkipVerify: true, //nolint:gosec // see above
 		VerifyConnection:   v.verify,
 	}
+	if a.config.Agent.Experimental.RequirePQKEM {
+		tlspolicy.RequirePostQuantum(conf)
+		v.postQuantum = true
+	}
 	if own != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			chain := make([][]byte, 0, len(own.Certificates))
@@ -90,7 +96,7 @@ func (a *Agent) dialTLS(ctx context.Context, own *nodeSVID, v *verifier) (*link,
 		}
 	}
 	conn, err := grpc.NewClient("dns:///"+a.config.Agent.serverAddr(),
-		grpc.WithTransportCredentials(credentials.NewTLS(conf)),
+		grpc.WithTransportCredentials(notedTLS{credentials.NewTLS(conf), v}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDisableServiceConfig(),
@@ -135,9 +141,32 @@ var errUntrusted = errors.New("the server could not be verified")
 // verifier keeps why a handshake was refused, which gRPC only logs.
 type verifier struct {
 	check func(raw [][]byte, chains [][]*x509.Certificate) error
+	// postQuantum: no other key exchange is taken.
+	postQuantum bool
 
-	mu   sync.Mutex
-	last error // guarded by mu
+	mu        sync.Mutex
+	last      error // guarded by mu
+	handshake error // guarded by mu
+}
+
+// notedTLS tells the verifier how a handshake ended.
+type notedTLS struct {
+	credentials.TransportCredentials
+	v *verifier
+}
+
+// ClientHandshake is TLS's.
+func (t notedTLS) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := t.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	t.v.mu.Lock()
+	defer t.v.mu.Unlock()
+	t.v.handshake = err
+	return conn, info, err
+}
+
+// Clone is required by the interface.
+func (t notedTLS) Clone() credentials.TransportCredentials {
+	return notedTLS{t.TransportCredentials.Clone(), t.v}
 }
 
 func (v *verifier) verify(s tls.ConnectionState) error {
@@ -155,7 +184,10 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 func (v *verifier) explain(err error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.last == nil {
+	switch {
+	case v.last == nil && v.postQuantum && tlspolicy.Refused(v.handshake):
+		return fmt.Errorf("%w: %w: agent.experimental.require_pq_kem is set, and the server may know no post-quantum key exchange: upgrade it, or remove the key", err, v.handshake)
+	case v.last == nil:
 		return err
 	}
 	return fmt.Errorf("%w: %w: is the trust bundle the one of this server, and is this machine's clock right? After the first contact the bundle is the one kept in data_dir: if the server was set up anew, set agent.rebootstrap_mode, or remove %s and %s there and attest again", errUntrusted, v.last, stateFile, svidFile)

@@ -79,6 +79,9 @@ func (s *Section) values(report reporter) {
 	if s.JWTSVIDCacheMaxSize < 0 {
 		report("agent.jwt_svid_cache_max_size", "%d is negative", s.JWTSVIDCacheMaxSize)
 	}
+	if key := s.Experimental.RateLimit.negative(); key != "" {
+		report("agent.experimental.ratelimit."+key, "is negative; 0 is no limit")
+	}
 }
 
 // bootstraps checks what the server is verified with at first contact: there is

@@ -82,6 +82,7 @@ const (
 	becauseFiles            = "file_descriptors"
 	becauseProxy            = "proxy_header"
 	becauseTLS              = "tls"
+	becauseKeyExchange      = "tls_key_exchange"
 )
 
 // hints are what an operator reads, once a minute for each reason.
@@ -94,6 +95,7 @@ var hints = map[string]string{
 	becauseFiles:            "too many connections for this process's limit of open files (RLIMIT_NOFILE): raise it",
 	becauseProxy:            "a PROXY protocol header is malformed, or came from outside of proxy_protocol_trusted_cidrs",
 	becauseTLS:              "a TLS handshake failed",
+	becauseKeyExchange:      "a client has no key exchange that is taken; see experimental.require_pq_kem",
 }
 
 func newDoor(proxies []netip.Prefix, files int, reg prometheus.Registerer, log *slog.Logger) (*door, error) {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/credence-id/credence/pkg/connlimit"
+	"github.com/credence-id/credence/pkg/tlspolicy"
 )
 
 // client is what is known of the peer of a TLS connection. Its certificate was
@@ -69,7 +70,10 @@ func (t tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 		return refused(becauseProxy, err)
 	}
 	conn, info, err := t.TransportCredentials.ServerHandshake(e)
-	if err != nil {
+	switch {
+	case tlspolicy.NoCommonKeyExchange(err):
+		return refused(becauseKeyExchange, err)
+	case err != nil:
 		return refused(becauseTLS, err)
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"math"
 	"net"
 	"time"
 
@@ -46,14 +45,4 @@ func setUserTimeout(conn net.Conn, timeout time.Duration) {
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(timeout.Milliseconds()))
 	})
-}
-
-// openFiles is how many descriptors this process may have, which Go has raised
-// to what the system lets it.
-func openFiles() int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024
-	}
-	return int(min(limit.Cur, math.MaxInt32))
 }

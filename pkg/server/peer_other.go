@@ -12,6 +12,3 @@ func peerOf(net.Conn) (uid, pid int) { return -1, -1 }
 
 // setUserTimeout leaves it to keepalive on this system.
 func setUserTimeout(net.Conn, time.Duration) {}
-
-// openFiles is a guess on this system.
-func openFiles() int { return 1024 }

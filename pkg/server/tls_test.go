@@ -28,6 +28,7 @@ import (
 	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/svid"
+	"github.com/credence-id/credence/pkg/tlspolicy"
 )
 
 // secondCA is an authority of the trust domain that is not this server's, as
@@ -350,17 +351,49 @@ func TestS17_VersionsOfTLS(t *testing.T) {
 
 func TestRequirePQKEM(t *testing.T) {
 	t.Parallel()
-	cfg := testConfig(t)
-	cfg.Server.Experimental.RequirePQKEM = true
-	r := start(t, cfg)
-	client := r.clientTLS(t, nil)
-	client.NextProtos = []string{"h2"}
-	if _, err := handshake(r, client); err != nil {
-		t.Errorf("post-quantum client: %v", err)
-	}
-	client.CurvePreferences = []tls.CurveID{tls.X25519, tls.CurveP256}
-	if _, err := handshake(r, client); err == nil {
-		t.Error("a client without post-quantum key exchange was let in")
+	classical := []tls.CurveID{tls.X25519, tls.CurveP256}
+	for name, tc := range map[string]struct {
+		required bool
+		offered  []tls.CurveID // nil: what Go offers
+		want     tls.CurveID   // 0: refused
+	}{
+		"preferred":                 {false, nil, tls.X25519MLKEM768},
+		"not required":              {false, classical, tls.X25519},
+		"required":                  {true, nil, tls.X25519MLKEM768},
+		"required, this one only":   {true, []tls.CurveID{tls.X25519MLKEM768}, tls.X25519MLKEM768},
+		"required, P-256's":         {true, []tls.CurveID{tls.SecP256r1MLKEM768}, tls.SecP256r1MLKEM768},
+		"required, P-384's":         {true, []tls.CurveID{tls.SecP384r1MLKEM1024}, tls.SecP384r1MLKEM1024},
+		"required, among others":    {true, []tls.CurveID{tls.X25519, tls.X25519MLKEM768}, tls.X25519MLKEM768},
+		"required and not offered":  {true, classical, 0},
+		"required, with TLS 1.2 on": {true, nil, tls.X25519MLKEM768},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig(t)
+			cfg.Server.Experimental.RequirePQKEM = tc.required
+			cfg.Server.TLSMinVersion = "1.2"
+			r := start(t, cfg)
+			client := r.clientTLS(t, nil)
+			client.NextProtos, client.CurvePreferences = []string{"h2"}, tc.offered
+			state, err := handshake(r, client)
+			if (err == nil) != (tc.want != 0) || state.CurveID != tc.want {
+				t.Fatalf("%v by %v, want %v", err, state.CurveID, tc.want)
+			}
+			if tc.want == 0 {
+				if !tlspolicy.Refused(err) {
+					t.Errorf("a client does not know its refusal: %v", err)
+				}
+				soon(t, "the operator is told", func(context.Context) bool { return strings.Contains(r.log.String(), "experimental.require_pq_kem") })
+			}
+			if !tc.required {
+				return
+			}
+			old := r.clientTLS(t, nil)
+			old.NextProtos, old.MaxVersion = []string{"h2"}, tls.VersionTLS12
+			if _, err := handshake(r, old); err == nil {
+				t.Error("TLS 1.2, which has no such key exchange, is served")
+			}
+		})
 	}
 }
 

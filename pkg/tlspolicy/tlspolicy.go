@@ -2,6 +2,7 @@ package tlspolicy
 
 import (
 	"crypto/tls"
+	"errors"
 	"slices"
 	"strings"
 )
@@ -26,3 +27,14 @@ func PostQuantum(s tls.ConnectionState) bool { return slices.Contains(postQuantu
 func NoCommonKeyExchange(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "tls: no key exchanges supported by both client and server")
 }
+
+// Refused says whether err is what a client's handshake fails with when a
+// server finds nothing in common with it. TLS does not say what was missing
+// (RFC 8446, section 6.2).
+func Refused(err error) bool {
+	alert, ok := errors.AsType[tls.AlertError](err)
+	return ok && alert == handshakeFailure || err != nil && strings.Contains(err.Error(), "remote error: tls: handshake failure")
+}
+
+// handshakeFailure is the alert of that name.
+const handshakeFailure tls.AlertError = 40

@@ -8,9 +8,9 @@ import (
 	"net"
 	"sync"
 
+	"github.com/credence-id/credence/pkg/connlimit"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"google.golang.org/grpc/credentials"
-	grpcpeer "google.golang.org/grpc/peer"
 )
 
 // Sentinel errors, tested with errors.Is.
@@ -41,6 +41,11 @@ type Config struct {
 	// behind them, such as bufconn's in tests. Default: SO_PEERPIDFD and
 	// SO_PEERCRED.
 	Prober Prober
+	// Limits of each user's processes. Calls are counted if the server is made
+	// with Credentials.Tap and Credentials.Unary.
+	Limits Limits
+	// Refused, if set, is told the reason of what Limits refused.
+	Refused func(reason string)
 }
 
 // Credentials are gRPC transport credentials for the server side of a Unix
@@ -52,6 +57,7 @@ type Credentials struct {
 	log   *slog.Logger
 	probe Prober
 	watch watcher
+	guard *guard
 
 	foreignPID sync.Once // the first caller without a PID is a warning
 }
@@ -59,7 +65,7 @@ type Credentials struct {
 // NewCredentials returns credentials for any number of sockets. It starts
 // nothing and holds no descriptors until a connection comes.
 func NewCredentials(cfg Config) *Credentials {
-	c := &Credentials{log: cfg.Log, probe: cfg.Prober}
+	c := &Credentials{log: cfg.Log, probe: cfg.Prober, guard: newGuard(cfg.Limits, cfg.Refused)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -93,10 +99,34 @@ func (l listener) Accept() (net.Conn, error) {
 // fails; so they are one and the same.
 type conn struct {
 	net.Conn
+	in *connlimit.Conn // what is read from, if there is a limit
 
 	mu     sync.Mutex
 	proc   *Process
+	leave  func()
 	closed bool
+}
+
+// Read reads within the limits.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.in != nil {
+		return c.in.Read(p)
+	}
+	return c.Conn.Read(p)
+}
+
+// onClose is called once for a connection; leave is called when it is closed,
+// which may be now.
+func (c *conn) onClose(leave func()) {
+	c.mu.Lock()
+	closed := c.closed
+	if !closed {
+		c.leave = leave
+	}
+	c.mu.Unlock()
+	if closed {
+		leave()
+	}
 }
 
 // own hands p to the connection, or closes p if the connection is closed.
@@ -115,11 +145,14 @@ func (c *conn) own(p *Process) {
 // Close closes the connection, and the Process too.
 func (c *conn) Close() error {
 	c.mu.Lock()
-	p, again := c.proc, c.closed
-	c.proc, c.closed = nil, true
+	p, leave, again := c.proc, c.leave, c.closed
+	c.proc, c.leave, c.closed = nil, nil, true
 	c.mu.Unlock()
 	if again {
 		return net.ErrClosed
+	}
+	if leave != nil {
+		leave()
 	}
 	if p != nil {
 		p.Close()
@@ -141,10 +174,18 @@ func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 	switch {
 	case errors.Is(err, ErrPIDNamespace):
 		c.foreignPID.Do(func() { c.log.Warn("callers of another PID namespace are refused", telemetry.Reason, err) })
-		info.err = err
+		info.uid, info.err = foreignUser, err
+		if info.budget, err = c.limit(cn, info.uid); err != nil {
+			return nil, nil, err
+		}
 		return cn, info, nil
 	case err != nil:
 		c.refused(err)
+		return nil, nil, err
+	}
+	info.uid = p.UID()
+	if info.budget, err = c.limit(cn, info.uid); err != nil {
+		p.Close()
 		return nil, nil, err
 	}
 	p.onEnd = func() { _ = cn.Close() }
@@ -190,8 +231,10 @@ func (c *Credentials) OverrideServerName(string) error { return nil }
 // authInfo has a proc, or the err that stands in its place.
 type authInfo struct {
 	credentials.CommonAuthInfo
-	proc *Process
-	err  error
+	proc   *Process
+	err    error
+	uid    uint32
+	budget *connlimit.Budget
 }
 
 // AuthType names the protocol, as Info does.
@@ -201,13 +244,9 @@ func (authInfo) AuthType() string { return "unix-peer" }
 // Process belongs to the connection: do not close it. Call its Check after
 // everything that was learnt about it and before acting on it, in each RPC.
 func FromContext(ctx context.Context) (*Process, error) {
-	p, ok := grpcpeer.FromContext(ctx)
+	info, ok := infoOf(ctx)
 	if !ok {
-		return nil, errors.New("the context is not of an RPC")
-	}
-	info, ok := p.AuthInfo.(authInfo)
-	if !ok {
-		return nil, errors.New("the server does not use peer credentials")
+		return nil, errors.New("the context is not of an RPC of a server with peer credentials")
 	}
 	return info.proc, info.err
 }

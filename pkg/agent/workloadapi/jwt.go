@@ -37,6 +37,9 @@ func (s *Service) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest
 	if err != nil {
 		return nil, err
 	}
+	if err := s.allow(method, selectors); err != nil {
+		return nil, err
+	}
 	svids, err := s.cfg.Cache.FetchJWT(ctx, selectors, req.GetAudience(), id)
 	if err != nil {
 		return nil, s.refusal(ctx, method, proc, err)

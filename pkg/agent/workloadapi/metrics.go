@@ -11,6 +11,7 @@ type metrics struct {
 	calls   *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
 	streams prometheus.Gauge
+	refused *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -28,6 +29,10 @@ func newMetrics() *metrics {
 			Namespace: "credence", Subsystem: "workload_api", Name: "streams",
 			Help: "Streams that are open.",
 		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "credence", Subsystem: "workload_api", Name: "refused_total",
+			Help: "Connections and calls over a limit, by the limit.",
+		}, []string{"limit"}),
 	}
 }
 
@@ -35,7 +40,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.streams} {
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.streams, m.refused} {
 		if err := r.Register(c); err != nil {
 			return err
 		}

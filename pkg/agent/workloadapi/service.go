@@ -41,6 +41,8 @@ type Config struct {
 	AllowedForeignJWTClaims []string
 	// MaxStreams bounds the RPCs under way on one connection; default 250.
 	MaxStreams uint32
+	// Rates bound how often one set of selectors may call.
+	Rates Rates
 	// Log defaults to nowhere.
 	Log *slog.Logger
 	// Metrics is where the service registers its metrics; nil: nowhere.
@@ -74,6 +76,7 @@ type Service struct {
 	log     *slog.Logger
 	metrics *metrics
 	foreign map[string]bool // claims reported of foreign tokens
+	rates   rates
 }
 
 // New returns a Service; it starts nothing.
@@ -85,7 +88,10 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Service{cfg: cfg, log: cfg.Log, metrics: newMetrics(), foreign: map[string]bool{"sub": true, "aud": true, "exp": true}}
+	s := &Service{
+		cfg: cfg, log: cfg.Log, metrics: newMetrics(), rates: newRates(cfg.Rates),
+		foreign: map[string]bool{"sub": true, "aud": true, "exp": true},
+	}
 	for _, claim := range cfg.AllowedForeignJWTClaims {
 		s.foreign[claim] = true
 	}
@@ -101,6 +107,8 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Serve(ctx context.Context, lis net.Listener, creds *peer.Credentials) error {
 	server := grpc.NewServer(
 		grpc.Creds(creds),
+		grpc.InTapHandle(creds.Tap),
+		grpc.UnaryInterceptor(creds.Unary),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.MaxConcurrentStreams(s.cfg.MaxStreams),
 		grpc.MaxRecvMsgSize(maxMessage),

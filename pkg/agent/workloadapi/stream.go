@@ -59,7 +59,7 @@ func (s *Service) stream(stream grpc.ServerStream, k kind) (err error) {
 	}
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
-	f := &follower{Service: s, kind: k, stream: stream, proc: proc}
+	f := &follower{Service: s, kind: k, stream: stream, proc: proc, first: true}
 	for {
 		if err := f.round(ctx); !errors.Is(err, errAgain) {
 			return err
@@ -74,6 +74,7 @@ type follower struct {
 	stream grpc.ServerStream
 	proc   *peer.Process
 	sent   []byte // the last message
+	first  bool   // round
 }
 
 // round is the part of a stream that rests on one attestation.
@@ -81,6 +82,12 @@ func (f *follower) round(ctx context.Context) error {
 	selectors, invalidated, err := f.attest(ctx, f.proc)
 	if err != nil {
 		return err
+	}
+	if f.first {
+		if err := f.allow(f.method, selectors); err != nil {
+			return err
+		}
+		f.first = false
 	}
 	sub := f.cfg.Cache.Subscribe(selectors)
 	defer sub.Close()
