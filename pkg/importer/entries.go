@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -58,7 +59,11 @@ func (r *run) entries(ctx context.Context) error {
 	return r.warnOrphans(ctx, parents)
 }
 
+// keepCreatedAt asks our server to keep created_at; SPIRE's does not know it.
+const keepCreatedAt = "credence-keep-created-at"
+
 func createEntries(ctx context.Context, conn grpc.ClientConnInterface, items []*types.Entry) ([]result, error) {
+	ctx = metadata.AppendToOutgoingContext(ctx, keepCreatedAt, "true")
 	resp, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: items})
 	out := make([]result, 0, len(items))
 	for i, res := range resp.GetResults() {

@@ -29,10 +29,11 @@ type EntryUpdate struct {
 }
 
 // CreateEntries makes entries and answers for each, in order. An empty ID is
-// filled in with a UUIDv7; CreatedAt and RevisionNumber are set. It refuses an
-// entry that breaks a rule (ErrInvalid), that federates with a trust domain
-// whose bundle is not there (ErrInvalid), or that is similar to another, of
-// this batch or before it, or has its ID (ErrExists, with that other entry).
+// filled in with a UUIDv7, a CreatedAt that is empty or to come with the present;
+// RevisionNumber is set. It refuses an entry that breaks a rule (ErrInvalid),
+// that federates with a trust domain whose bundle is not there (ErrInvalid), or
+// that is similar to another, of this batch or before it, or has its ID
+// (ErrExists, with that other entry).
 func (r *Registry) CreateEntries(ctx context.Context, entries []*Entry) []EntryResult {
 	now := time.Now()
 	results := make([]EntryResult, len(entries))
@@ -122,7 +123,10 @@ func (r *Registry) draft(in *Entry, now time.Time) (*draft, error) {
 		}
 		e.ID = id.String()
 	}
-	e.CreatedAt, e.RevisionNumber, e.ModRevision = now.UTC().Truncate(time.Second), 0, 0
+	if e.CreatedAt.IsZero() || e.CreatedAt.After(now) {
+		e.CreatedAt = now
+	}
+	e.CreatedAt, e.RevisionNumber, e.ModRevision = e.CreatedAt.UTC().Truncate(time.Second), 0, 0
 	value, err := r.encodeValid(e)
 	if err != nil {
 		return nil, err

@@ -24,13 +24,20 @@ func TestCreateEntries(t *testing.T) {
 	chosen := newEntry("/a", "/chosen")
 	chosen.ID = "my.id_1-x"
 	chosen.CreatedAt, chosen.RevisionNumber = time.Unix(1, 0), 7
+	early := newEntry("/a", "/early")
+	early.CreatedAt = time.Now().Add(time.Hour)
 	before := time.Now().Truncate(time.Second)
-	got := mustCreate(t, r, newEntry("/a", "/w"), chosen)
+	got := mustCreate(t, r, newEntry("/a", "/w"), chosen, early)
 	if u, err := uuid.Parse(got[0].ID); err != nil || u.Version() != 7 {
 		t.Errorf("ID made by the server: want a UUIDv7, got %q", got[0].ID)
 	}
-	if got[1].ID != "my.id_1-x" || got[1].RevisionNumber != 0 || got[1].CreatedAt.Before(before) {
+	if got[1].ID != "my.id_1-x" || got[1].RevisionNumber != 0 || !got[1].CreatedAt.Equal(time.Unix(1, 0)) {
 		t.Errorf("chosen entry: got %+v", got[1])
+	}
+	for _, e := range []*Entry{got[0], got[2]} {
+		if e.CreatedAt.Before(before) || e.CreatedAt.After(time.Now()) {
+			t.Errorf("%s is created at %v", e.SPIFFEID, e.CreatedAt)
+		}
 	}
 	if chosen.RevisionNumber != 7 {
 		t.Error("the caller's entry was changed")

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 	"slices"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
@@ -21,8 +23,14 @@ var (
 	errMissingID = rpcerr.New(codes.InvalidArgument, "missing entry ID")
 )
 
+// KeepCreatedAt is the name in a call's metadata, with any value, that has
+// BatchCreateEntry take created_at from the entries, as an import needs it: of
+// entries with one hint, a workload gets the oldest.
+const KeepCreatedAt = "credence-keep-created-at"
+
 // BatchCreateEntry makes entries. A similar entry, or one with the same ID, is
-// AlreadyExists with that entry.
+// AlreadyExists with that entry. When an entry was created is for the server to
+// say, but of one that is imported: see [KeepCreatedAt].
 func (s *Service) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreateEntryRequest) (*entryv1.BatchCreateEntryResponse, error) {
 	if err := checkBatch(len(req.GetEntries())); err != nil {
 		return nil, err
@@ -31,6 +39,7 @@ func (s *Service) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreate
 	results := make([]*entryv1.BatchCreateEntryResponse_Result, len(req.GetEntries()))
 	entries := make([]*registry.Entry, 0, len(results))
 	places := make([]int, 0, len(results)) // of entries in results
+	keep := len(metadata.ValueFromIncomingContext(ctx, KeepCreatedAt)) > 0
 	for i, m := range req.GetEntries() {
 		e, err := registry.EntryFromWire(s.cfg.TrustDomain, m)
 		record.begin(ctx, i, m)
@@ -39,6 +48,9 @@ func (s *Service) BatchCreateEntry(ctx context.Context, req *entryv1.BatchCreate
 			results[i] = &entryv1.BatchCreateEntryResponse_Result{Status: s.item(ctx, err)}
 			record.end(i, err)
 			continue
+		}
+		if !keep {
+			e.CreatedAt = time.Time{}
 		}
 		entries, places = append(entries, e), append(places, i)
 	}
