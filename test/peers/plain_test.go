@@ -59,9 +59,14 @@ func (p *plain) text(s string) string {
 	return uuid.ReplaceAllString(s, "<uuid>")
 }
 
-// moment is how far t is from now, to the minute.
+// moment is how far t is from now, to the minute, or roughly when that is long:
+// what was made when the server started ages while the table is played.
 func (p *plain) moment(t time.Time) string {
-	return "now" + fmt.Sprintf("%+v", t.Sub(p.now()).Round(time.Minute))
+	d, grain := t.Sub(p.now()), time.Minute
+	if d.Abs() > 15*time.Minute {
+		grain = 5 * time.Minute
+	}
+	return "now" + fmt.Sprintf("%+v", d.Round(grain))
 }
 
 // message is every field that is set, by name.
