@@ -25,7 +25,11 @@ func (c *Config) Preflight() error {
 		}
 	}
 	s := &c.Agent
-	report("agent.data_dir", preflight.Dir(s.DataDir))
+	unusable := preflight.Dir(s.DataDir)
+	report("agent.data_dir", unusable)
+	if unusable == nil {
+		report("agent.data_dir", checkPrivate(filepath.Join(s.DataDir, stateFile)))
+	}
 	for key, path := range map[string]string{"agent.socket_path": s.SocketPath, "agent.admin_socket_path": s.AdminSocketPath} {
 		if path != "" {
 			report(key, unixsock.Check(path))
@@ -40,7 +44,9 @@ func (c *Config) Preflight() error {
 	problems = append(problems, err)
 	looks, _ := c.checks() // Validate has their problems.
 	for _, look := range looks {
-		problems = append(problems, look())
+		if err := look(); unusable == nil || !preflight.Follows(err) {
+			problems = append(problems, err)
+		}
 	}
 	return config.Problems(problems...)
 }

@@ -34,17 +34,13 @@ const (
 // passed over, as the server has all of it; one that others can read is
 // refused, as there may be keys in it.
 func (s *state) restore(c *cache.Cache) error {
-	info, err := os.Stat(s.path)
+	if err := checkPrivate(s.path); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("reading the agent's state: %w", err)
-	}
-	if wide := info.Mode().Perm() &^ statePerm; wide != 0 {
-		return fmt.Errorf("reading the agent's state: %s has mode %o, which lets others read it; run chmod %o on it, or remove it", s.path, info.Mode().Perm(), statePerm)
-	}
-	data, err := os.ReadFile(s.path)
 	if err != nil {
 		return fmt.Errorf("reading the agent's state: %w", err)
 	}
@@ -57,6 +53,21 @@ func (s *state) restore(c *cache.Cache) error {
 		kept.X509Svids = nil // persist_svids was switched off since
 	}
 	return c.Restore(kept)
+}
+
+// checkPrivate refuses a file of the agent's state that others may read.
+func checkPrivate(path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the agent's state: %w", err)
+	}
+	if wide := info.Mode().Perm() &^ statePerm; wide != 0 {
+		return fmt.Errorf("reading the agent's state: %s has mode %o, which lets others read it; run chmod %o on it, or remove it", path, info.Mode().Perm(), statePerm)
+	}
+	return nil
 }
 
 // keep writes the cache's state when it has changed, until ctx ends, and a last

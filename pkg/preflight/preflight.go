@@ -34,6 +34,12 @@ func Dir(path string) error {
 	}
 }
 
+// Follows says whether err is only what comes of a directory that cannot be
+// used, such as of a file below it.
+func Follows(err error) bool {
+	return errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrPermission)
+}
+
 // LogFile says why a file cannot be appended to, or made when it is not there.
 // Its directory is not made for it.
 func LogFile(path string) error {

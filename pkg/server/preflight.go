@@ -22,8 +22,10 @@ func (c *Config) Preflight() error {
 			problems = append(problems, c.file.Errorf(key, "%w", err))
 		}
 	}
+	var unusable error
 	if s.DataDir != "" {
-		report("server.data_dir", preflight.Dir(s.DataDir))
+		unusable = preflight.Dir(s.DataDir)
+		report("server.data_dir", unusable)
 	}
 	if c.AdminListener == nil {
 		report("server.socket_path", unixsock.Check(s.SocketPath))
@@ -34,7 +36,9 @@ func (c *Config) Preflight() error {
 	}
 	chosen, _ := c.choose() // Validate has its problems.
 	for _, check := range chosen.checks {
-		problems = append(problems, check())
+		if err := check(); unusable == nil || !preflight.Follows(err) {
+			problems = append(problems, err)
+		}
 	}
 	for _, open := range chosen.verifiers {
 		if open == nil {

@@ -50,7 +50,7 @@ func TestAServerThatCannotStartSaysWhyAndLeavesNothing(t *testing.T) {
 		{"unknown section", replace("plugins {", "plugin {"), nil, false, []string{"server.conf:", `did you mean "plugins"`}},
 		{"unknown plugin", replace(`KeyManager "disk"`, `KeyManager "dsik"`), nil, false, []string{"server.conf:", "dsik", "disk"}},
 		{"broken file", replace("plugins {", "plugins {{"), nil, false, []string{"server.conf:"}},
-		{"no such file", nil, []string{"-config", "/nowhere/server.conf"}, false, []string{"/nowhere/server.conf", "no such file"}},
+		{"no such file", nil, []string{"-config", "/nowhere/server.conf"}, false, []string{"/nowhere/server.conf", "could not find config file"}},
 		{"trust domain", replace(`"refusal.test"`, `"Refusal Test"`), nil, false, []string{"server.trust_domain", "Refusal Test"}},
 		{"admin ID", replace("log_level", `admin_ids = ["spiffe://refusal.test/a//b"]
 	log_level`), nil, false, []string{"server.admin_ids", "spiffe://refusal.test/a//b", "empty segments"}},

@@ -24,7 +24,7 @@ func TestEveryShippedConfigurationIsValid(t *testing.T) {
 			t.Errorf("conf/%s has no configuration", role)
 		}
 		for _, f := range files {
-			cmd := w.command(program, "validate", "-expandEnv", "-config", f)
+			cmd := w.command(program, "validate", "-static", "-expandEnv", "-config", f)
 			cmd.Dir = root
 			out := w.runCommand(cmd)
 			want := "Credence " + role + " configuration file is valid.\n"
