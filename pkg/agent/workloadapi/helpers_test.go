@@ -102,6 +102,7 @@ type option struct {
 	config   func(*workloadapi.Config)
 	listener net.Listener // a real one
 	quiet    bool         // logs Info and above
+	limits   peer.Limits
 }
 
 // newWorld returns a Workload API whose only caller has the selector a, in sync
@@ -128,7 +129,11 @@ func newWorld(t testing.TB, opts ...option) *world {
 	w.runner = runner
 	cfg := workloadapi.Config{TrustDomain: w.server.TrustDomain, Cache: w.cache, Attestor: runner, Log: log, Metrics: w.registry}
 	var lis net.Listener
+	var limits peer.Limits
 	for _, o := range opts {
+		if o.limits != (peer.Limits{}) {
+			limits = o.limits
+		}
 		if o.config != nil {
 			o.config(&cfg)
 		}
@@ -136,11 +141,11 @@ func newWorld(t testing.TB, opts ...option) *world {
 			lis = o.listener
 		}
 	}
-	creds := peer.NewCredentials(peer.Config{Log: log})
+	creds := peer.NewCredentials(peer.Config{Log: log, Limits: limits})
 	if lis == nil {
 		buf := bufconn.Listen(64 << 10)
 		lis, w.dial = buf, func(ctx context.Context, _ string) (net.Conn, error) { return buf.DialContext(ctx) }
-		creds = peer.NewCredentials(peer.Config{Log: log, Prober: thisProcess})
+		creds = peer.NewCredentials(peer.Config{Log: log, Limits: limits, Prober: thisProcess})
 	} else {
 		addr := lis.Addr()
 		w.dial = func(ctx context.Context, _ string) (net.Conn, error) {
@@ -194,6 +199,12 @@ func (w *world) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	w.t.Cleanup(cancel)
 	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+}
+
+// cancellable is ctx, with its end.
+func (w *world) cancellable() (context.Context, context.CancelFunc) {
+	w.t.Helper()
+	return context.WithCancel(w.ctx())
 }
 
 func (w *world) x509() grpc.ServerStreamingClient[workload.X509SVIDResponse] {

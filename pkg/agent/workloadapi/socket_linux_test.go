@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -42,6 +43,9 @@ func TestMain(m *testing.M) {
 // child is a workload in a process of its own: it opens a stream, says so, and
 // then does what its mode is.
 func child(mode, socket string) error {
+	if mode == "flood" {
+		return flood(socket)
+	}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -51,10 +55,18 @@ func child(mode, socket string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.Recv(); err != nil {
-		return err
+	if mode == "stuck" { // It never reads, and leaves when it is told to.
+		told := make(chan os.Signal, 1)
+		signal.Notify(told, unix.SIGUSR1)
+		fmt.Println("open")
+		<-told
+		mode = "leave"
+	} else {
+		if _, err := s.Recv(); err != nil {
+			return err
+		}
+		fmt.Println("open")
 	}
-	fmt.Println("open")
 	switch mode {
 	case "wait":
 		for {
@@ -75,6 +87,39 @@ func child(mode, socket string) error {
 		return unix.Exec("/bin/sh", []string{"sh", "-c", "sleep 60 & exit 0"}, nil)
 	}
 	return fmt.Errorf("no such mode: %s", mode)
+}
+
+// flood opens streams, each on a connection of its own, until one is refused.
+func flood(socket string) error {
+	ctx := metadata.AppendToOutgoingContext(context.Background(), "workload.spiffe.io", "true")
+	for n := 0; ; n++ {
+		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return err
+		}
+		s, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+		if err == nil {
+			_, err = s.Recv()
+		}
+		if err != nil {
+			fmt.Println(n, "streams")
+			_, err = os.Stdin.Read(make([]byte, 1)) // until the parent is gone
+			return err
+		}
+	}
+}
+
+// listenAt listens on a Unix socket that everybody may use.
+func listenAt(t testing.TB, path string) net.Listener {
+	t.Helper()
+	lis, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return lis
 }
 
 func keepDescriptors() error {
