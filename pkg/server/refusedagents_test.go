@@ -13,6 +13,8 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/credence-id/credence/pkg/registry"
@@ -125,5 +127,29 @@ func TestReattestableAgentsMustNotRenew(t *testing.T) {
 	_, err := agentv1.NewAgentClient(a.conn).RenewAgent(t.Context(), &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csr(t, newKey(t))}})
 	if want := types.PermissionDeniedDetails_AGENT_MUST_REATTEST; reason(err) != want {
 		t.Errorf("%v, want %v", err, want)
+	}
+}
+
+// TestExpiredWorkloadsAreNoAgents: a workload whose SVID has ended on an open
+// connection is not told to attest.
+func TestExpiredWorkloadsAreNoAgents(t *testing.T) {
+	t.Parallel()
+	r := start(t, testConfig(t))
+	key := newKey(t)
+	resp, err := svidv1.NewSVIDClient(r.admin(t)).MintX509SVID(t.Context(), &svidv1.MintX509SVIDRequest{
+		Csr: csr(t, key, "spiffe://"+testDomain+"/brief"), Ttl: 2,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := r.dial(t, &tls.Certificate{Certificate: resp.GetSvid().GetCertChain(), PrivateKey: key})
+	if err := calls["GetBundle"](t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Until(time.Unix(resp.GetSvid().GetExpiresAt(), 0)) + 1100*time.Millisecond)
+	for method, err := range callAll(t.Context(), conn) {
+		if status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: %v, want Unauthenticated", method, err)
+		}
 	}
 }

@@ -54,6 +54,7 @@ func TestPath(t *testing.T) {
 		`/m/{{ range .Names }}{{ end }}`: "",
 		`/m/{{ define "y" }}{{ .SANs.deep }}{{ end }}{{ template "y" . }}`: "",
 		`/m/{{ if true }}{{ .SANs.deep }}{{ end }}`:                        "",
+		`/m/{{ if false }}x{{ else }}{{ .SANs.deep }}{{ end }}`:            "",
 		`/m/{{ with .SANs.deep }}{{ . }}{{ end }}`:                         "",
 		`/m/{{ range .SANs }}{{ . }}{{ end }}`:                             "",
 		`{{ "/other/x" }}`:                                                 "",

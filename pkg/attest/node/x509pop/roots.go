@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
+	"slices"
 
 	"github.com/credence-id/credence/pkg/attest/node"
 )
@@ -33,17 +34,15 @@ func errUntrusted(why string) error {
 // would use the keys of certificates that nobody has signed, in as many orders
 // as there are.
 func (r *roots) verify(shown []*x509.Certificate) ([][]*x509.Certificate, error) {
-	genuine := r.genuine(shown)
-	if !genuine[0] {
+	leaf, genuine := shown[0], r.genuine(shown)
+	if !slices.Contains(genuine, leaf) {
 		return nil, errUntrusted("no chain of signatures leads to a trusted authority")
 	}
 	intermediates := x509.NewCertPool()
-	for i, c := range shown[1:] {
-		if genuine[i+1] {
-			intermediates.AddCert(c)
-		}
+	for _, c := range genuine {
+		intermediates.AddCert(c)
 	}
-	chains, err := shown[0].Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Intermediates: intermediates, Roots: r.pool,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
@@ -53,18 +52,15 @@ func (r *roots) verify(shown []*x509.Certificate) ([][]*x509.Certificate, error)
 	return chains, nil
 }
 
-// genuine says of each certificate whether signatures lead from a root to it.
-// Each pair of a certificate and a possible signer is looked at once, and only
-// when the signer is known to be genuine.
-func (r *roots) genuine(shown []*x509.Certificate) []bool {
-	out := make([]bool, len(shown))
-	signers := r.list
-	for len(signers) > 0 {
+// genuine returns the certificates that signatures lead to from a root. Each pair
+// of a certificate and a possible signer is looked at once, and only when the
+// signer is known to be genuine.
+func (r *roots) genuine(shown []*x509.Certificate) (out []*x509.Certificate) {
+	for signers := r.list; len(signers) > 0; {
 		var next []*x509.Certificate
-		for i, c := range shown {
-			if !out[i] && r.signedByOne(c, signers) {
-				out[i] = true
-				next = append(next, c)
+		for _, c := range shown {
+			if !slices.Contains(out, c) && r.signedByOne(c, signers) {
+				out, next = append(out, c), append(next, c)
 			}
 		}
 		signers = next
