@@ -68,6 +68,10 @@ var redactions = []struct {
 	{regexp.MustCompile(`Agent version     : \S+`), "Agent version     : <VERSION>"},
 	{regexp.MustCompile(`"agent_version":"[^"]*"`), `"agent_version":"<VERSION>"`},
 	{regexp.MustCompile(`"[A-Za-z0-9+/]{40,}={0,2}"`), `"<BYTES>"`},
+	{regexp.MustCompile(`(Authority ID: |"authority_id":")[<>\w-]+`), "$1<ID>"},
+	{regexp.MustCompile(`(Uptime: +)\w+`), "$1<DURATION>"},
+	{regexp.MustCompile(`"uptime":\d+`), `"uptime":<SECONDS>`},
+	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`), "<TIME>"},
 }
 
 // redact writes what differs from run to run in other words: redact stdout name.
