@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,14 +94,7 @@ func TestSameAgentCommandLine(t *testing.T) {
 		t.Run("agent of "+bin.name, func(t *testing.T) {
 			t.Parallel()
 			n := startSide(t, bin).startNode(bin)
-			n.create(t, n.mine("/first"))
-			second := n.mine("/second")
-			second.Hint = "internal"
-			n.create(t, second)
-			eventually(t, "both identities are there", func() error {
-				return twoTokens(runCommand(t, foreign.agent(), "api", "fetch", "jwt", "-audience", "mine", "-socketPath", n.socket()))
-			})
-			token := regexp.MustCompile(`eyJ\S+`).FindString(runCommand(t, foreign.agent(), "api", "fetch", "jwt", "-audience", "mine", "-socketPath", n.socket()).stdout)
+			token := n.twoIdentities(t)
 			for i, s := range slices.Concat(apiSteps, nodeSteps) {
 				want, got := n.play(t, foreign.agent(), token, s), n.play(t, own.agent(), token, s)
 				t.Run(fmt.Sprintf("%03d %s", i, s.args), func(t *testing.T) {
@@ -115,6 +109,51 @@ func TestSameAgentCommandLine(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAgentCommandLineIsAsRecorded plays the script by our command line alone.
+// What it prints is recorded, and TestSameAgentCommandLine holds it against
+// SPIRE's.
+func TestAgentCommandLineIsAsRecorded(t *testing.T) {
+	t.Parallel()
+	own := ours(t)
+	n := startSide(t, own).startNode(own)
+	token := n.twoIdentities(t)
+	var got strings.Builder
+	for _, s := range slices.Concat(apiSteps, nodeSteps) {
+		out := n.play(t, own.agent(), token, s)
+		plain := func(text string) string {
+			text = strings.NewReplacer(token, "<JWT>", n.dir, "<NODE>").Replace(text)
+			return withoutMoments(seconds10.ReplaceAllString(jwkValue.ReplaceAllString(text, `"$1":"…"`), "<SECONDS>"))
+		}
+		out.stdout, out.stderr = plain(out.stdout), plain(out.stderr)
+		got.WriteString(recorded("spire-agent", s, out.output))
+		for _, name := range slices.Sorted(maps.Keys(out.files)) {
+			mode, text, _ := strings.Cut(out.files[name], "\n")
+			fmt.Fprintf(&got, "%s %s\n%s\n", mode, name, plain(text))
+		}
+	}
+	holdGolden(t, "cli_agent.golden", got.String())
+}
+
+var (
+	seconds10 = regexp.MustCompile(`\b1[0-9]{9}\b`)
+	jwkValue  = regexp.MustCompile(`"(kid|x|y)":"[^"]+"`)
+)
+
+// twoIdentities registers two, waits until the agent has them, and returns a
+// token of the first.
+func (n *node) twoIdentities(t *testing.T) string {
+	t.Helper()
+	first, second := n.mine("/first"), n.mine("/second")
+	first.Id, second.Id, second.Hint = "1-first", "2-second", "internal"
+	n.create(t, first)
+	n.create(t, second)
+	fetch := func() output {
+		return runCommand(t, n.agent.agent(), "api", "fetch", "jwt", "-audience", "mine", "-socketPath", n.socket())
+	}
+	eventually(t, "both identities are there", func() error { return twoTokens(fetch()) })
+	return regexp.MustCompile(`eyJ\S+`).FindString(fetch().stdout)
 }
 
 var errOneToken = errors.New("not two tokens")

@@ -25,28 +25,40 @@ func TestCommandLineIsAsRecorded(t *testing.T) {
 	term := newTerminal(t, own, own)
 	var got strings.Builder
 	for _, s := range cliSteps {
-		out := term.play(t, s)
-		fmt.Fprintf(&got, "$ spire-server %s\n", s.args)
-		if s.stdin != "" {
-			fmt.Fprintf(&got, "with stdin: %q\n", s.stdin)
-		}
-		if len(s.env) > 0 {
-			fmt.Fprintf(&got, "with environment: %s\n", strings.Join(s.env, " "))
-		}
-		fmt.Fprintf(&got, "exit code %d\n", out.code)
-		for _, stream := range []struct{ name, text string }{{"stdout", out.stdout}, {"stderr", out.stderr}} {
-			if stream.text != "" {
-				fmt.Fprintf(&got, "%s:\n%s", stream.name, stream.text)
-				if !strings.HasSuffix(stream.text, "\n") {
-					got.WriteString(" (no end of line)\n")
-				}
+		got.WriteString(recorded("spire-server", s, term.play(t, s)))
+	}
+	holdGolden(t, "cli.golden", got.String())
+}
+
+// recorded is a step and what it printed.
+func recorded(program string, s step, out output) string {
+	var got strings.Builder
+	fmt.Fprintf(&got, "$ %s %s\n", program, s.args)
+	if s.stdin != "" {
+		fmt.Fprintf(&got, "with stdin: %q\n", s.stdin)
+	}
+	if len(s.env) > 0 {
+		fmt.Fprintf(&got, "with environment: %s\n", strings.Join(s.env, " "))
+	}
+	fmt.Fprintf(&got, "exit code %d\n", out.code)
+	for _, stream := range []struct{ name, text string }{{"stdout", out.stdout}, {"stderr", out.stderr}} {
+		if stream.text != "" {
+			fmt.Fprintf(&got, "%s:\n%s", stream.name, stream.text)
+			if !strings.HasSuffix(stream.text, "\n") {
+				got.WriteString(" (no end of line)\n")
 			}
 		}
-		got.WriteString("\n")
 	}
-	golden := filepath.Join("testdata", "cli.golden")
+	got.WriteString("\n")
+	return got.String()
+}
+
+// holdGolden compares with the file in testdata, or writes it.
+func holdGolden(t *testing.T, name, got string) {
+	t.Helper()
+	golden := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(golden, []byte(got.String()), 0o600); err != nil {
+		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -54,7 +66,7 @@ func TestCommandLineIsAsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("the command line prints something else (-recorded +now); -update records it:\n%s", diff)
 	}
 }

@@ -183,7 +183,10 @@ var moments = []struct {
 }
 
 func (m *terminal) plainText(text string) string {
-	text = strings.ReplaceAll(text, m.dir, "<DIR>")
+	return withoutMoments(strings.ReplaceAll(text, m.dir, "<DIR>"))
+}
+
+func withoutMoments(text string) string {
 	for _, r := range moments {
 		text = r.pattern.ReplaceAllString(text, r.text)
 	}
