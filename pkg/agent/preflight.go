@@ -1,15 +1,16 @@
 package agent
 
 import (
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/unixsock"
+	agentstatev1 "github.com/credence-id/credence/proto/agentstate/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 )
 
 // Preflight is Validate, and reports also what is wrong with the files and
@@ -52,16 +53,33 @@ func (c *Config) Preflight() error {
 }
 
 // checkBundle reads the bundle of the first contact. An agent that has had its
-// first contact starts without.
+// first contact, and keeps a bundle since that is still good, needs none.
 func (c *Config) checkBundle() error {
 	s := &c.Agent
 	td, err := spiffeid.TrustDomainFromString(s.TrustDomain)
 	if err != nil || s.TrustBundlePath == "" || s.TrustBundleURL != "" {
 		return nil //nolint:nilerr // Validate says so
 	}
-	if _, err := os.Stat(filepath.Join(s.DataDir, stateFile)); !errors.Is(err, fs.ErrNotExist) {
+	if keepsBundle(td, filepath.Join(s.DataDir, stateFile)) {
 		return nil
 	}
 	_, err = loadBundle(td, s.TrustBundlePath, s.TrustBundleFormat)
 	return err
+}
+
+// keepsBundle says whether the state of an earlier run has something that the
+// server can be verified with.
+func keepsBundle(td spiffeid.TrustDomain, path string) bool {
+	data, err := os.ReadFile(path)
+	kept := new(agentstatev1.State)
+	if err != nil || proto.Unmarshal(data, kept) != nil {
+		return false
+	}
+	for _, b := range kept.GetBundles() {
+		t := &trust{td: td, news: make(chan struct{}, 1)}
+		if b.GetBundle().GetTrustDomain() == td.Name() && t.learn(b.GetBundle()) == nil {
+			return t.usable(time.Now())
+		}
+	}
+	return false
 }
