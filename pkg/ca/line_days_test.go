@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/credence-id/credence/pkg/ca"
 )
 
@@ -235,6 +237,71 @@ func TestPreparedTooEarly(t *testing.T) {
 		time.Sleep(11 * time.Hour)
 		if a := activeOf(l.State()); a.ID != again.ID {
 			t.Errorf("a young one was replaced, and %s is active", a.ID)
+		}
+	})
+}
+
+// TestScheduleGoesOnFromThere: after an activation by hand each later step is
+// taken at its time, counted from the authority that is active now.
+func TestScheduleGoesOnFromThere(t *testing.T) {
+	t.Parallel()
+	eachLine(t, func(t *testing.T, _ *world, s *server, l ca.Line) {
+		time.Sleep(time.Hour)
+		next := mustView(t)(l.Activate(t.Context(), mustView(t)(l.Prepare(t.Context())).ID))
+		begin := next.IssuedAt
+		for _, c := range []struct {
+			after     time.Duration
+			x509, jwt map[string]int
+		}{
+			{time.Second, map[string]int{"active": 1, "old": 1}, map[string]int{"active": 1, "old": 1}},
+			// A JWT key without tokens beyond the default TTL, forgotten on time.
+			{6*time.Minute + 2*time.Second, map[string]int{"active": 1, "old": 1}, map[string]int{"active": 1}},
+			{12*time.Hour - time.Second, map[string]int{"active": 1, "old": 1}, map[string]int{"active": 1}},
+			{12*time.Hour + 2*time.Second, map[string]int{"active": 1, "prepared": 1, "old": 1}, map[string]int{"active": 1, "prepared": 1}},
+			{20*time.Hour - time.Second, map[string]int{"active": 1, "prepared": 1, "old": 1}, map[string]int{"active": 1, "prepared": 1}},
+			{20*time.Hour + 2*time.Second, map[string]int{"active": 1, "old": 2}, map[string]int{"active": 1, "old": 1}},
+		} {
+			time.Sleep(time.Until(begin.Add(c.after)))
+			want := c.jwt
+			if len(next.ID) == 40 {
+				want = c.x509
+			}
+			if diff := cmp.Diff(want, states(l.State())); diff != "" {
+				t.Errorf("%s after the activation (-want +got):\n%s", c.after, diff)
+			}
+			if got := activeOf(l.State()); (got.ID == next.ID) != (c.after < 20*time.Hour) {
+				t.Errorf("%s after the activation %s is active", c.after, got.ID)
+			}
+		}
+		s.mustIssue(0)
+	})
+}
+
+// TestShorterCATTL: authorities whose life an operator has shortened are not
+// prepared again and again while the long-lived one goes on.
+func TestShorterCATTL(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		cfg := w.config("a", w.diskKeys("a"))
+		cfg.CATTL = 10 * 24 * time.Hour
+		s := w.mustStart(cfg)
+		time.Sleep(4 * 24 * time.Hour)
+		s.stop()
+		cfg.CATTL = 6 * time.Hour
+		s = w.mustStart(cfg)
+		defer s.stop()
+		for time.Since(start()) < 9*24*time.Hour {
+			s.mustIssue(0)
+			w.verify()
+			time.Sleep(time.Hour)
+		}
+		if n := w.logs.count("step not taken"); n > 0 {
+			t.Errorf("%d steps failed", n)
+		}
+		// One of each kind at the start; from half of the long life on, one
+		// whenever the prepared or the active one has grown too old.
+		if n := w.logs.count("authority: prepared"); n > 2+2*35 {
+			t.Errorf("%d authorities were prepared", n)
 		}
 	})
 }

@@ -171,3 +171,40 @@ func (w *world) loseKeys(t *testing.T, id string) {
 		t.Fatal(err)
 	}
 }
+
+// TestRevokedMakeRoomFirst: where the bundle is bounded, a revoked authority,
+// which nothing needs, goes before one that still verifies, and in silence.
+func TestRevokedMakeRoomFirst(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		must := mustView(t)
+		s := w.mustStart(w.config("a", memory()))
+		l := s.JWT()
+		s.mustIssue(0)
+		kept := activeOf(l.State()).ID
+		must(l.Activate(t.Context(), must(l.Prepare(t.Context())).ID))
+		time.Sleep(time.Second)
+		revoked := activeOf(l.State()).ID
+		must(l.Activate(t.Context(), must(l.Prepare(t.Context())).ID))
+		must(l.Taint(t.Context(), revoked))
+		must(l.Revoke(t.Context(), revoked))
+		s.stop()
+		s = w.mustStart(w.config("a", memory())) // one more
+		defer s.stop()
+		w.verify()
+		for _, v := range s.JWT().State() {
+			if v.ID == revoked {
+				t.Error("the revoked authority is kept")
+			}
+			if v.ID == kept {
+				kept = ""
+			}
+		}
+		if kept != "" {
+			t.Error("the authority that still verifies is gone")
+		}
+		if n := w.logs.count("before its time"); n > 0 {
+			t.Error("dropping what is revoked is said to be early")
+		}
+	})
+}
