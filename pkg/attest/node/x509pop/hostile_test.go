@@ -50,6 +50,7 @@ func hostile(t testing.TB, root, inter *authority) map[string][]byte {
 		"null":                 []byte(`{"certificates":null}`),
 		"an empty certificate": []byte(`{"certificates":[""]}`),
 		"21,000 empty ones":    []byte(`{"certificates":[` + strings.Repeat(`"",`, 21000) + `""]}`),
+		"13,000 nulls":         []byte(`{"certificates":[` + strings.Repeat("null,", 13000) + `null]}`),
 		"no base64":            []byte(`{"certificates":["!"]}`),
 		"one of zeros":         encode(t, evidence{Certificates: [][]byte{make([]byte, 48<<10)}}),
 		"too long":             append(payload(t, good.chain...), bytes.Repeat([]byte(" "), node.MaxMessage)...),

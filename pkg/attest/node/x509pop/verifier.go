@@ -1,6 +1,7 @@
 package x509pop
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -101,13 +102,22 @@ func (v *Verifier) trusted() *roots {
 	return v.authorities
 }
 
+// maxOthers bounds what a payload may have beside certificates, in members of
+// JSON: nothing, so far.
+const maxOthers = 16
+
 // read decodes the payload. Nothing is computed with the keys it finds.
 func (v *Verifier) read(payload []byte) ([]*x509.Certificate, error) {
+	limit := orDefault(v.config.MaxIntermediates, defaultMaxIntermediates)
+	// Thousands of empty certificates are refused before any is decoded: in
+	// base64 there are no commas.
+	if bytes.Count(payload, []byte{','}) > limit+maxOthers {
+		return nil, fmt.Errorf("%w: there are far more intermediate certificates than the %d that are allowed (max_intermediates)", node.ErrMalformed, limit)
+	}
 	shown, err := parse[evidence](payload, "payload")
 	if err != nil {
 		return nil, err
 	}
-	limit := orDefault(v.config.MaxIntermediates, defaultMaxIntermediates)
 	switch n := len(shown.Certificates); {
 	case n == 0:
 		return nil, fmt.Errorf("%w: there is no certificate", node.ErrMalformed)
