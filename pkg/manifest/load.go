@@ -116,13 +116,13 @@ func twice(all []Declared) []error {
 	var problems []error
 	ids, keys := make(map[string]string, len(all)), make(map[string]string, len(all))
 	for _, d := range all {
-		if at, ok := ids[d.Entry.GetId()]; ok {
-			problems = append(problems, fmt.Errorf("%s: entry %s is also declared at %s", d.At, d.Entry.GetId(), at))
-			continue
-		}
 		key := keyOf(d.Entry)
 		if at, ok := keys[key]; ok {
 			problems = append(problems, fmt.Errorf("%s: an entry with the same parent, SPIFFE ID and selectors is declared at %s", d.At, at))
+			continue
+		}
+		if at, ok := ids[d.Entry.GetId()]; ok {
+			problems = append(problems, fmt.Errorf("%s: entry %s is also declared at %s", d.At, d.Entry.GetId(), at))
 			continue
 		}
 		ids[d.Entry.GetId()], keys[key] = d.At, d.At

@@ -119,24 +119,28 @@ func TestDiffSeesEveryField(t *testing.T) {
 	base := entry("x", "a", "")
 	base.FederatesWith, base.DnsNames = []string{"b.test", "a.test"}, []string{"a", "b"}
 	for field, change := range map[string]func(*types.Entry){
-		"parent_id":                  func(e *types.Entry) { e.ParentId.Path = "/other" },
-		"spiffe_id":                  func(e *types.Entry) { e.SpiffeId.Path = "/other" },
-		"selectors":                  func(e *types.Entry) { e.Selectors[0].Value = "uid:2" },
-		"x509_svid_ttl":              func(e *types.Entry) { e.X509SvidTtl = 1 },
-		"jwt_svid_ttl":               func(e *types.Entry) { e.JwtSvidTtl = 1 },
-		"federates_with":             func(e *types.Entry) { e.FederatesWith = []string{"a.test"} },
-		"dns_names":                  func(e *types.Entry) { slices.Reverse(e.DnsNames) },
-		"admin":                      func(e *types.Entry) { e.Admin = true },
-		"downstream":                 func(e *types.Entry) { e.Downstream = true },
-		"store_svid":                 func(e *types.Entry) { e.StoreSvid = true },
-		"hint":                       func(e *types.Entry) { e.Hint = "h" },
-		"entryExpiry":                func(e *types.Entry) { e.ExpiresAt = 1 },
-		"disable_x509_svid_prefetch": func(e *types.Entry) { e.AdditionalAttributes = &types.Entry_AdditionalAttributes{DisableX509SvidPrefetch: true} },
-		"jwt_svid_include_jti":       func(e *types.Entry) { e.AdditionalAttributes = &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true} },
-		"":                           func(e *types.Entry) { e.RevisionNumber, e.CreatedAt = 5, 6 },
-		" ":                          func(e *types.Entry) { slices.Reverse(e.FederatesWith) },
-		"  ":                         func(e *types.Entry) { e.Selectors = append(e.Selectors, e.Selectors[0]) },
-		"   ":                        func(e *types.Entry) { e.AdditionalAttributes = &types.Entry_AdditionalAttributes{} },
+		"parent_id":      func(e *types.Entry) { e.ParentId.Path = "/other" },
+		"spiffe_id":      func(e *types.Entry) { e.SpiffeId.Path = "/other" },
+		"selectors":      func(e *types.Entry) { e.Selectors[0].Value = "uid:2" },
+		"x509_svid_ttl":  func(e *types.Entry) { e.X509SvidTtl = 1 },
+		"jwt_svid_ttl":   func(e *types.Entry) { e.JwtSvidTtl = 1 },
+		"federates_with": func(e *types.Entry) { e.FederatesWith = []string{"a.test"} },
+		"dns_names":      func(e *types.Entry) { slices.Reverse(e.DnsNames) },
+		"admin":          func(e *types.Entry) { e.Admin = true },
+		"downstream":     func(e *types.Entry) { e.Downstream = true },
+		"store_svid":     func(e *types.Entry) { e.StoreSvid = true },
+		"hint":           func(e *types.Entry) { e.Hint = "h" },
+		"entryExpiry":    func(e *types.Entry) { e.ExpiresAt = 1 },
+		"disable_x509_svid_prefetch": func(e *types.Entry) {
+			e.AdditionalAttributes = &types.Entry_AdditionalAttributes{DisableX509SvidPrefetch: true}
+		},
+		"jwt_svid_include_jti": func(e *types.Entry) {
+			e.AdditionalAttributes = &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true}
+		},
+		"":    func(e *types.Entry) { e.RevisionNumber, e.CreatedAt = 5, 6 },
+		" ":   func(e *types.Entry) { slices.Reverse(e.FederatesWith) },
+		"  ":  func(e *types.Entry) { e.Selectors = append(e.Selectors, e.Selectors[0]) },
+		"   ": func(e *types.Entry) { e.AdditionalAttributes = &types.Entry_AdditionalAttributes{} },
 	} {
 		to := proto.CloneOf(base)
 		change(to)
