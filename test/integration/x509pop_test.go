@@ -5,7 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // the fingerprint in agent IDs
+	"crypto/sha1" // the fingerprint in agent IDs
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -105,7 +105,7 @@ func (m *machine) plugin() string {
 
 // agentID is the agent's on this machine.
 func (m *machine) agentID(w *world) spiffeid.ID {
-	sum := sha1.Sum(m.cert.Raw) //nolint:gosec // the fingerprint in agent IDs
+	sum := sha1.Sum(m.cert.Raw) // the fingerprint in agent IDs
 	return w.id("/spire/agent/x509pop/" + hex.EncodeToString(sum[:]))
 }
 

@@ -6,7 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1" //nolint:gosec // SPIRE's fingerprint
+	"crypto/sha1" // SPIRE's fingerprint
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -78,7 +78,7 @@ func newMachinePKI(t *testing.T, key crypto.Signer) machinePKI {
 }
 
 func fingerprint(c *x509.Certificate) string {
-	sum := sha1.Sum(c.Raw) //nolint:gosec // SPIRE's fingerprint
+	sum := sha1.Sum(c.Raw) // SPIRE's fingerprint
 	return hex.EncodeToString(sum[:])
 }
 

@@ -30,7 +30,7 @@ const refusedIn = 10 * time.Millisecond
 // exponent. It claims to be by issuer, with a signature that nobody made.
 func hugeRSA(t testing.TB, issuer *authority, bits, exponent int, isCA bool) *x509.Certificate {
 	t.Helper()
-	n := new(big.Int).Lsh(big.NewInt(1), uint(bits)) //nolint:gosec // a test's own number
+	n := new(big.Int).Lsh(big.NewInt(1), uint(bits))
 	n.Sub(n, big.NewInt(1))
 	template := x509.Certificate{
 		Subject: pkix.Name{CommonName: fmt.Sprint("huge ", bits, exponent)}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
