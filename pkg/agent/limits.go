@@ -16,9 +16,10 @@ const (
 	// spareFiles are left to everything else.
 	spareFiles = 128
 	// connBytes and userBytes bound the messages that were begun and not ended,
-	// of one connection and of one user's. A message has at most 256 KiB.
-	connBytes = 1 << 20
-	userBytes = 16 << 20
+	// of one connection and of one user's. A message has at most 256 KiB; a
+	// call that waits for its message counts 4 KiB.
+	connBytes = 2 << 20
+	userBytes = 64 << 20
 )
 
 // socketLimits are what a process that may have so many open files can keep.

@@ -11,9 +11,14 @@ import (
 // were given up, which gRPC has let go of.
 const forgiven = 64 << 10
 
-// Budget bounds the bytes of messages that were begun and not ended. gRPC holds
-// them for as long as the client pleases, one message on each stream. A Budget
-// is one connection's, or what several of one origin share.
+// callCost is how many bytes a call counts that was begun, until its handler is
+// reached: about what gRPC keeps for one that waits for its message.
+const callCost = 4 << 10
+
+// Budget bounds the bytes of messages that were begun and not ended, and the
+// calls that wait for them. gRPC holds them for as long as the client pleases,
+// one message on each stream. A Budget is one connection's, or what several of
+// one origin share.
 type Budget struct {
 	size   int64
 	used   atomic.Int64
@@ -25,6 +30,14 @@ type Budget struct {
 // connections share. Shared, if not nil, bounds them together.
 func NewBudget(size int, shared *Budget, now time.Time) *Budget {
 	return &Budget{size: int64(size), shared: shared, last: now}
+}
+
+// Reached tells that the handler of a call was: of one with a single message,
+// after that.
+func (b *Budget) Reached() {
+	if b != nil {
+		b.less(callCost)
+	}
 }
 
 // Took tells that a message of n bytes has come whole. A nil Budget is no limit.
@@ -80,12 +93,14 @@ func (b *Budget) within() bool {
 const (
 	preface       = 24 // what a client begins with
 	frameHeader   = 9
-	dataFrame     = 0 // its type
 	messageHeader = 5
+	// Types of frames.
+	dataFrame    = 0
+	headersFrame = 1
 )
 
-// frames counts the payload of the DATA frames in a stream of bytes. Headers,
-// pings and the like are not held by anybody.
+// frames counts the payload of the DATA frames in a stream of bytes, and the
+// calls that are begun. Other frames are not held by anybody.
 type frames struct {
 	skip   int // of the frame, or of the preface, that is not DATA
 	data   int // of the DATA frame
@@ -93,8 +108,9 @@ type frames struct {
 	have   int // bytes of header
 }
 
-// count is how many bytes of p are payload of DATA frames.
-func (f *frames) count(p []byte) (data int) {
+// count is how many bytes of p are payload of DATA frames, with what the calls
+// cost that p begins.
+func (f *frames) count(p []byte) (held int) {
 	for len(p) > 0 {
 		switch {
 		case f.skip > 0:
@@ -102,7 +118,7 @@ func (f *frames) count(p []byte) (data int) {
 			f.skip, p = f.skip-n, p[n:]
 		case f.data > 0:
 			n := min(f.data, len(p))
-			f.data, p, data = f.data-n, p[n:], data+n
+			f.data, p, held = f.data-n, p[n:], held+n
 		default:
 			n := copy(f.header[f.have:], p)
 			f.have, p = f.have+n, p[n:]
@@ -111,14 +127,18 @@ func (f *frames) count(p []byte) (data int) {
 			}
 			f.have = 0
 			length := int(f.header[0])<<16 | int(f.header[1])<<8 | int(f.header[2])
-			if f.header[3] == dataFrame {
+			switch f.header[3] {
+			case dataFrame:
 				f.data = length
-			} else {
+			case headersFrame:
+				held += callCost
+				f.skip = length
+			default:
 				f.skip = length
 			}
 		}
 	}
-	return data
+	return held
 }
 
 // Conn is the server's side of an HTTP/2 connection whose reader stops at its
@@ -137,8 +157,8 @@ func NewConn(c net.Conn, b *Budget) *Conn {
 // Read ends the connection when the other end has sent too much.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if data := c.frames.count(p[:n]); data > 0 && !c.budget.read(data) {
-		return 0, fmt.Errorf("more than %d bytes of unfinished messages on one connection, or more than its origin may have", c.budget.size)
+	if held := c.frames.count(p[:n]); held > 0 && !c.budget.read(held) {
+		return 0, fmt.Errorf("more than %d bytes of unfinished calls on one connection, or more than its origin may have", c.budget.size)
 	}
 	return n, err
 }

@@ -87,7 +87,9 @@ func (c *chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 
 func (c *chain) callUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer recoverTo(&err)
-	budgetOf(ctx).Took(sizeOf(req))
+	budget := budgetOf(ctx)
+	budget.Reached()
+	budget.Took(sizeOf(req))
 	p, err := c.gate.admit(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
@@ -107,6 +109,8 @@ func (c *chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 
 func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer recoverTo(&err)
+	budget := budgetOf(ss.Context())
+	budget.Reached()
 	p, err := c.gate.admit(ss.Context(), info.FullMethod)
 	if err != nil {
 		return err
@@ -120,7 +124,7 @@ func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 			ctx:          policy.NewContext(ctx, p.caller),
 			gate:         c.gate,
 			pass:         p,
-			budget:       budgetOf(ss.Context()),
+			budget:       budget,
 		})
 	}
 	if !p.caller.Is(policy.Agent) {

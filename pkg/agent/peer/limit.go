@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/codes"
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -27,7 +26,8 @@ type Limits struct {
 	// Calls that may be under way.
 	Calls int
 	// ConnBytes is how many bytes of messages that were begun and not ended
-	// one connection may have, UserBytes how many all of one user's.
+	// one connection may have, UserBytes how many all of one user's. A call
+	// that waits for its message counts 4 KiB.
 	ConnBytes, UserBytes int
 }
 
@@ -124,42 +124,54 @@ func (c *Credentials) limit(cn *conn, uid uint32) (*connlimit.Budget, error) {
 	return budget, nil
 }
 
-// Tap is gRPC's hook for the headers of a call. It counts the calls of each
-// user, from then until they have ended.
-func (c *Credentials) Tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	if c.guard.calls == nil {
-		return ctx, nil
-	}
-	uid := uint32(foreignUser)
-	if info, ok := infoOf(ctx); ok {
-		uid = info.uid
-	}
-	if !c.guard.calls.Take(uid) {
-		c.guard.refuse(RefusedCall)
-		c.guard.quiet.Do(func() {
-			c.log.Warn("call refused; this is said once a minute", telemetry.PeerUID, uid, telemetry.Limit, c.guard.limits.Calls)
-		})
-		return ctx, status.Errorf(codes.ResourceExhausted, "the processes of user %d have as many calls under way as they may: %d may be in all, and some are left for others", uid, c.guard.limits.Calls)
-	}
-	context.AfterFunc(ctx, func() { c.guard.calls.Give(uid) })
-	return ctx, nil
-}
-
-// Unary is gRPC's interceptor of calls: their message has come whole.
+// Unary is gRPC's interceptor of calls that are no streams. Their message has
+// come whole.
 func (c *Credentials) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if info, ok := infoOf(ctx); ok && info.budget != nil {
+	info := infoOf(ctx)
+	if info.budget != nil {
+		info.budget.Reached()
 		if m, ok := req.(proto.Message); ok {
 			info.budget.Took(proto.Size(m))
 		}
 	}
+	if err := c.begin(info.uid); err != nil {
+		return nil, err
+	}
+	defer c.guard.calls.Give(info.uid)
 	return handler(ctx, req)
 }
 
-func infoOf(ctx context.Context) (authInfo, bool) {
-	p, ok := grpcpeer.FromContext(ctx)
-	if !ok {
-		return authInfo{}, false
+// Stream is gRPC's interceptor of streams.
+func (c *Credentials) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	info := infoOf(ss.Context())
+	info.budget.Reached()
+	if err := c.begin(info.uid); err != nil {
+		return err
 	}
-	info, ok := p.AuthInfo.(authInfo)
-	return info, ok
+	defer c.guard.calls.Give(info.uid)
+	return handler(srv, ss)
 }
+
+// begin counts a call of a user, or refuses it.
+func (c *Credentials) begin(uid uint32) error {
+	if c.guard.calls.Take(uid) {
+		return nil
+	}
+	c.guard.refuse(RefusedCall)
+	c.guard.quiet.Do(func() {
+		c.log.Warn("call refused; this is said once a minute", telemetry.PeerUID, uid, telemetry.Limit, c.guard.limits.Calls)
+	})
+	return status.Errorf(codes.ResourceExhausted, "the processes of user %d have as many calls under way as they may: %d may be in all, and some are left for others", uid, c.guard.limits.Calls)
+}
+
+// infoOf is what is known of the caller; a stranger's if it is nothing.
+func infoOf(ctx context.Context) authInfo {
+	if p, ok := grpcpeer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(authInfo); ok {
+			return info
+		}
+	}
+	return authInfo{uid: foreignUser, err: errNotOurs}
+}
+
+var errNotOurs = errors.New("the context is not of an RPC of a server with peer credentials")

@@ -42,7 +42,8 @@ type Config struct {
 	// SO_PEERCRED.
 	Prober Prober
 	// Limits of each user's processes. Calls are counted if the server is made
-	// with Credentials.Tap and Credentials.Unary.
+	// with the interceptors Credentials.Unary and
+	// Credentials.Stream.
 	Limits Limits
 	// Refused, if set, is told the reason of what Limits refused.
 	Refused func(reason string)
@@ -244,9 +245,6 @@ func (authInfo) AuthType() string { return "unix-peer" }
 // Process belongs to the connection: do not close it. Call its Check after
 // everything that was learnt about it and before acting on it, in each RPC.
 func FromContext(ctx context.Context) (*Process, error) {
-	info, ok := infoOf(ctx)
-	if !ok {
-		return nil, errors.New("the context is not of an RPC of a server with peer credentials")
-	}
+	info := infoOf(ctx)
 	return info.proc, info.err
 }

@@ -107,8 +107,8 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Serve(ctx context.Context, lis net.Listener, creds *peer.Credentials) error {
 	server := grpc.NewServer(
 		grpc.Creds(creds),
-		grpc.InTapHandle(creds.Tap),
 		grpc.UnaryInterceptor(creds.Unary),
+		grpc.StreamInterceptor(creds.Stream),
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.MaxConcurrentStreams(s.cfg.MaxStreams),
 		grpc.MaxRecvMsgSize(maxMessage),
