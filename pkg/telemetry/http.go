@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/credence-id/credence/pkg/connlimit"
 )
 
 const (
@@ -20,6 +22,10 @@ const (
 	idleTimeout     = 60 * time.Second
 	shutdownTimeout = 3 * time.Second
 	maxHeaderBytes  = 16 << 10
+	// maxConns is how many connections may be open: whoever scrapes or probes
+	// needs one, for a moment. The oldest makes room once it is connGrace old.
+	maxConns  = 128
+	connGrace = time.Second
 )
 
 // Listener is one plain HTTP side listener (metrics or health). It carries no
@@ -65,7 +71,7 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 	served := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { served <- srv.Serve(ln) })
+	wg.Go(func() { served <- srv.Serve(connlimit.Listen(ln, maxConns, connGrace)) })
 	select {
 	case err := <-served:
 		return fmt.Errorf("%s listener: %w", l.name, err)

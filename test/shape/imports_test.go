@@ -49,6 +49,7 @@ var siblings = [][2]string{
 	{"pkg/attest/node/x509pop", "pkg/attest/node/agentpath"}, // in tests; the server puts them together
 	{"pkg/attest/workload", "pkg/attest"},
 	{"pkg/store", "proto/*/v1"},
+	{"pkg/telemetry", "pkg/connlimit"},
 	{"proto/*/v1", "proto/*/v1"},
 }
 
