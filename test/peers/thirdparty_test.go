@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -298,9 +297,6 @@ health:
 	}
 	s.has(t, "what is left", "others.one /of-others", "<uuid> /alias", "c1.… /api first 600 api.svc,first.svc")
 	s.federates(t)
-	if !controller.end(syscall.SIGTERM) {
-		t.Error("the controller did not end")
-	}
 	if text := controller.log.String(); strings.Contains(text, "ERROR") || strings.Contains(text, codes.Unimplemented.String()) {
 		t.Errorf("the controller is not content:\n%s", text)
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/sha1" // SPIRE's fingerprint
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const joinTokenPlugin = `NodeAttestor "join_token" { plugin_data {} }`
@@ -352,4 +354,71 @@ func (s *side) endsBanned(p *process) {
 			s.t.Logf("%s: %s", p.name, strings.TrimSpace(line))
 		}
 	}
+}
+
+// TestX509POPRefusals compares the code with which both servers refuse what is
+// no good.
+func TestX509POPRefusals(t *testing.T) {
+	t.Parallel()
+	theirs, mine := spire(t), ours(t)
+	pki, other := newMachinePKI(t, newKey(t)), newMachinePKI(t, newKey(t))
+	sides := [2]*side{}
+	for i, bin := range []programs{theirs, mine} {
+		sides[i] = startX509POPSide(t, bin, func(s *side) string {
+			return fmt.Sprintf("ca_bundle_path = %q", s.pemFile("ca.pem", "CERTIFICATE", pki.root.Raw))
+		})
+	}
+	show := func(certs ...*x509.Certificate) string {
+		var parts []string
+		for _, c := range certs {
+			parts = append(parts, fmt.Sprintf("%q", base64.StdEncoding.EncodeToString(c.Raw)))
+		}
+		return `{"certificates":[` + strings.Join(parts, ",") + `]}`
+	}
+	good, nonce := show(pki.leaf, pki.inter), base64.StdEncoding.EncodeToString(make([]byte, 32))
+	for name, c := range map[string]struct {
+		payload, answer string
+		want            codes.Code
+	}{
+		"no JSON":               {"x", "", codes.InvalidArgument},
+		"no certificates":       {`{}`, "", codes.InvalidArgument},
+		"no certificate":        {`{"certificates":["AAAA"]}`, "", codes.InvalidArgument},
+		"a bad intermediate":    {strings.Replace(good, "]", `,"AAAA"]`, 1), "", codes.InvalidArgument},
+		"too many":              {show(pki.leaf, pki.inter, pki.inter, pki.inter, pki.inter, pki.inter), "", codes.InvalidArgument},
+		"another's":             {show(other.leaf, other.inter), "", codes.PermissionDenied},
+		"without intermediate":  {show(pki.leaf), "", codes.PermissionDenied},
+		"no JSON in the answer": {good, "x", codes.InvalidArgument},
+		"a bad signature":       {good, `{"ecdsa_signature":{"nonce":"` + nonce + `","r":"AQ==","s":"AQ=="}}`, codes.PermissionDenied},
+	} {
+		for _, s := range sides {
+			if got := s.attestX509POP(t, c.payload, c.answer); got != c.want {
+				t.Errorf("%s, %s: %v, want %v", name, s.bin.name, got, c.want)
+			}
+		}
+	}
+}
+
+// attestX509POP shows the payload, and gives the answer to a challenge.
+func (s *side) attestX509POP(t *testing.T, payload, answer string) codes.Code {
+	t.Helper()
+	stream, err := agentv1.NewAgentClient(s.tcp(nil)).AttestAgent(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr := newCSR(t, newKey(t), &x509.CertificateRequest{})
+	err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+		Data:   &types.AttestationData{Type: "x509pop", Payload: []byte(payload)},
+		Params: &agentv1.AgentX509SVIDParams{Csr: []byte(csr)},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := stream.Recv()
+	if err == nil && resp.GetChallenge() != nil && answer != "" {
+		if err := stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: []byte(answer)}}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+	}
+	return status.Code(err)
 }
