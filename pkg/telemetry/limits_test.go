@@ -16,7 +16,7 @@ import (
 func healthy(t *testing.T) (base, addr string) {
 	t.Helper()
 	ok := func(context.Context) error { return nil }
-	l, err := NewHealth(HealthConfig{}, ok, ok, slog.New(slog.DiscardHandler))
+	l, err := NewHealth(HealthConfig{LivePath: "/live", ReadyPath: "/ready"}, ok, ok, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
