@@ -132,8 +132,10 @@ func (l *Lasting) await(ctx context.Context, w *fsnotify.Watcher, again <-chan t
 			return false
 		case <-again:
 			return true
-		case <-w.Errors: // An overflow of events, after which all is looked at.
-			return true
+		case err := <-w.Errors:
+			if err != nil { // Events were lost: all is looked at.
+				return true
+			}
 		case e := <-w.Events:
 			gone := e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) || e.Has(fsnotify.Create)
 			if gone && (filepath.Clean(e.Name) == l.path || filepath.Clean(e.Name) == filepath.Dir(l.path)) {

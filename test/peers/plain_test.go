@@ -112,7 +112,7 @@ func (p *plain) value(f protoreflect.FieldDescriptor, v protoreflect.Value, unor
 	switch f.Kind() {
 	case protoreflect.MessageKind:
 		if s, ok := v.Message().Interface().(*types.Status); ok {
-			code := codes.Code(s.GetCode()) //nolint:gosec // codes are small
+			code := codes.Code(s.GetCode())
 			return map[string]any{"code": code.String(), "message": p.words(code, s.GetMessage())}
 		}
 		return p.message(v.Message(), unordered)

@@ -102,7 +102,7 @@ func (d debug) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debugv1.GetIn
 	info := d.s.cfg.Info()
 	resp := &debugv1.GetInfoResponse{
 		Uptime:               count(int(info.Uptime / time.Second)),
-		SvidsCount:           count(info.X509SVIDs), // deprecated in favor of the next
+		SvidsCount:           count(info.X509SVIDs), //nolint:staticcheck // deprecated in favor of the next; SPIRE's agent fills it in too
 		CachedX509SvidsCount: count(info.X509SVIDs),
 		CachedJwtSvidsCount:  count(info.JWTSVIDs),
 	}
@@ -128,7 +128,7 @@ func spiffeID(c *x509.Certificate) *types.SPIFFEID {
 
 // count is n as the API has room for it.
 func count(n int) int32 {
-	return int32(max(0, min(n, math.MaxInt32))) //nolint:gosec // bounded here
+	return int32(max(0, min(n, math.MaxInt32)))
 }
 
 type logger struct {
