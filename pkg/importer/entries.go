@@ -93,10 +93,17 @@ func statuses[R interface{ GetStatus() *types.Status }](in []R) []result {
 func noteParents(parents map[string]bool, entries []*types.Entry) {
 	for _, e := range entries {
 		path := e.GetParentId().GetPath()
-		if strings.HasPrefix(path, joinTokenPrefix) && len(parents) < maxOrphans {
+		if strings.HasPrefix(path, joinTokenPrefix) && !isTokenAlias(e) && len(parents) < maxOrphans {
 			parents[path] = true
 		}
 	}
+}
+
+// isTokenAlias says whether an entry is what a join token with a SPIFFE ID left:
+// it goes with its agent, and nobody will miss it.
+func isTokenAlias(e *types.Entry) bool {
+	s := e.GetSelectors()
+	return len(s) == 1 && s[0].GetType() == "spiffe_id"
 }
 
 // warnOrphans names the agents that entries are parented on and that cannot
