@@ -184,22 +184,12 @@ func TestDeleteBundleSeesLateEntries(t *testing.T) {
 			seen := watchFederation(t, r)
 			federated(t, r, 1, other)
 			alone := mustCreate(t, r, newEntry("/p", "/alone"))[0]
-			// This index knows what there was at each call of fresh.
-			ix, calls := NewIndex(), 0
-			fresh := func(ctx context.Context) error {
-				errOne := errors.New("one commit is enough")
-				err := r.Follow(ctx, func(c *Commit) error {
-					ix.Apply(c)
-					return errOne
-				})
-				if !errors.Is(err, errOne) {
-					return err
-				}
+			calls := 0
+			ix, fresh := frozen(r, func() {
 				if calls++; calls == 1 {
 					join(t, r, alone)
 				}
-				return nil
-			}
+			})
 			if err := r.DeleteBundle(t.Context(), other, Dissociate, ix, fresh); err != nil {
 				t.Fatal(err)
 			}
@@ -211,6 +201,47 @@ func TestDeleteBundleSeesLateEntries(t *testing.T) {
 				t.Errorf("want ErrNotFound, got %v", err)
 			}
 		})
+	}
+}
+
+// frozen is an index that knows what there was at each call of fresh, and then
+// calls after.
+func frozen(r *Registry, after func()) (ix *Index, fresh func(context.Context) error) {
+	ix = NewIndex()
+	return ix, func(ctx context.Context) error {
+		errOne := errors.New("one commit is enough")
+		err := r.Follow(ctx, func(c *Commit) error {
+			ix.Apply(c)
+			return errOne
+		})
+		if !errors.Is(err, errOne) {
+			return err
+		}
+		after()
+		return nil
+	}
+}
+
+// An entry that let go of the bundle after the index was looked at is left alone.
+func TestDeleteBundleSparesWhoLetGo(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []DeleteMode{Dissociate, Delete} {
+		r := newRegistry(t)
+		e := federated(t, r, 1, other)[0]
+		ix, fresh := frozen(r, func() {
+			res := r.UpdateEntries(t.Context(), []EntryUpdate{{e.ID, func(e *Entry) error {
+				e.FederatesWith = nil
+				return nil
+			}}})
+			e = res[0].Entry
+		})
+		if err := r.DeleteBundle(t.Context(), other, mode, ix, fresh); err != nil {
+			t.Fatal(err)
+		}
+		now, _, _ := tablesOf(t, r.store)
+		if got := now[e.ID]; got == nil || got.RevisionNumber != e.RevisionNumber {
+			t.Errorf("mode %d: want the entry as it was left, got %+v", mode, got)
+		}
 	}
 }
 

@@ -71,6 +71,26 @@ func TestUpdateBundles(t *testing.T) {
 	}
 }
 
+// More changes of one bundle than an Update holds: they follow one another.
+func TestUpdateBundlesInTurn(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	var updates []BundleUpdate
+	for i := range 300 {
+		updates = append(updates, BundleUpdate{domain(i % 2), func(now *Bundle) (*Bundle, error) {
+			if have := now != nil; have && now.SequenceNumber != uint64(i-2) || have != (i > 1) {
+				return nil, fmt.Errorf("%d comes after %+v", i, now)
+			}
+			return &Bundle{SequenceNumber: uint64(i)}, nil
+		}})
+	}
+	for _, res := range r.UpdateBundles(t.Context(), updates) {
+		if res.Err != nil {
+			t.Fatal(res.Err)
+		}
+	}
+}
+
 // A batch that is larger than an Update, of bundles that are larger than was
 // guessed.
 func TestUpdateBundlesSplits(t *testing.T) {
@@ -170,7 +190,9 @@ func TestUpdateRelationships(t *testing.T) {
 		t.Errorf("stored (-want +got):\n%s", diff)
 	}
 	before, _ := r.store.Head(t.Context())
-	same := r.UpdateRelationships(t.Context(), []RelationshipUpdate{{TrustDomain: other, Change: relateTo(res[1].Relationship), Bundle: res[1].Bundle}})[0]
+	again := *res[1].Relationship
+	again.ModRevision = 0
+	same := r.UpdateRelationships(t.Context(), []RelationshipUpdate{{TrustDomain: other, Change: relateTo(&again), Bundle: res[1].Bundle}})[0]
 	after, _ := r.store.Head(t.Context())
 	if same.Err != nil || before != after || same.Relationship.ModRevision != res[1].Relationship.ModRevision || same.Bundle.ModRevision != res[0].Bundle.ModRevision {
 		t.Errorf("the same again: %+v, head from %d to %d", same, before, after)
@@ -236,5 +258,9 @@ func TestS12_TrustPagesAreCapped(t *testing.T) {
 	ix.Apply(&Commit{StoreID: "s", Revision: 2, Bundles: []BundleChange{{domain(0), nil}}, Relationships: []RelationshipChange{{domain(0), nil}}})
 	if _, ok := ix.Relationship(domain(0)); ok || ix.CountBundles() != n-1 || ix.Revision() != store.Revision(2) {
 		t.Error("what was removed is still there")
+	}
+	ix.Apply(&Commit{StoreID: "s", Revision: 3, Reset: true})
+	if related, _ := ix.ListRelationships("", 0); len(related) != 0 || ix.CountBundles() != 0 {
+		t.Error("what a reset does not have is still there")
 	}
 }

@@ -384,6 +384,21 @@ func TestBatchIsBounded(t *testing.T) {
 	}
 }
 
+// When a call returns, this server's own view has what it did.
+func TestWritesSettle(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.slow.Store(true)
+	f.set(t, nil, &types.Bundle{TrustDomain: "other.test"})
+	if _, ok := f.index.Bundle(other); !ok {
+		t.Error("what was set is not there")
+	}
+	f.delete0(t, "other.test")
+	if _, ok := f.index.Bundle(other); ok {
+		t.Error("what was deleted is there")
+	}
+}
+
 func TestDelete(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +43,8 @@ type fixture struct {
 	log      *syncBuffer
 	// away makes the store's head unreadable.
 	away bool
+	// slow makes the index late, as on a busy server.
+	slow atomic.Bool
 }
 
 type syncBuffer struct {
@@ -81,6 +84,9 @@ func newFixture(t testing.TB) *fixture {
 	f := &fixture{registry: r, index: registry.NewIndex(), log: &syncBuffer{}}
 	running.Go(func() {
 		err := r.Follow(ctx, func(c *registry.Commit) error {
+			if f.slow.Load() {
+				time.Sleep(50 * time.Millisecond)
+			}
 			f.index.Apply(c)
 			return nil
 		})

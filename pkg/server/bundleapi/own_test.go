@@ -35,6 +35,7 @@ func TestGetBundle(t *testing.T) {
 func TestAppendBundle(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
+	f.slow.Store(true)
 	before := f.cfg.Own().ToWire()
 	add := wireBundle(t, "", 2)
 	for _, k := range add.JwtAuthorities {
