@@ -3,10 +3,6 @@ package peers
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -16,18 +12,18 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 )
 
 // step is one command line of the script that both command lines play.
 type step struct {
 	// args are split at spaces, but for what is between single quotes. $A1 to $A3
-	// are agents, $DIR is a folder, $SOCKET the server's socket, $CONF the
+	// are agents with a join token, $P1 is one with a certificate, $DIR is a folder, $SOCKET the server's socket, $CONF the
 	// configuration of another server.
 	args  string
 	stdin string
 	env   []string // besides the socket's
+	// attest says that one more agent with a certificate attests first.
+	attest bool
 	// usage says that SPIRE prints its usage text: only the first line of stderr
 	// is compared, and that there is more.
 	usage bool
@@ -68,15 +64,17 @@ type terminal struct {
 	*side
 	program string
 	vars    *strings.Replacer
+	nodes   *nodeCA
 }
 
 func newTerminal(t *testing.T, commands, server programs) *terminal {
 	t.Helper()
-	s := startSide(t, server)
-	term := &terminal{side: s, program: commands.server()}
-	vars := []string{"$DIR", s.path("out"), "$SOCKET", s.socket(), "$CONF", s.path("both.conf")}
+	s := newSide(t, server)
+	term := &terminal{side: s, program: commands.server(), nodes: newNodeCA(t, s)}
+	s.start()
+	vars := []string{"$DIR", s.path("out"), "$SOCKET", s.socket(), "$CONF", s.path("both.conf"), "$P1", term.attestByCertificate(t)}
 	for i := range 3 {
-		vars = append(vars, fmt.Sprintf("$A%d", i+1), term.attestedAgent(t))
+		vars = append(vars, fmt.Sprintf("$A%d", i+1), term.attestByToken(t))
 	}
 	term.vars = strings.NewReplacer(vars...)
 	if err := os.MkdirAll(s.path("out"), 0o755); err != nil {
@@ -96,44 +94,13 @@ plugins {
 	return term
 }
 
-// attestedAgent lets an agent in, and returns its SPIFFE ID.
-func (m *terminal) attestedAgent(t *testing.T) string {
-	t.Helper()
-	token, err := agentv1.NewAgentClient(m.local).CreateJoinToken(bounded(t), &agentv1.CreateJoinTokenRequest{Ttl: 600})
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := agentv1.NewAgentClient(m.tcp(nil)).AttestAgent(bounded(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   &types.AttestationData{Type: "join_token", Payload: []byte(token.GetValue())},
-		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := answer.GetResult().GetSvid().GetId()
-	return "spiffe://" + id.GetTrustDomain() + id.GetPath()
-}
-
 // play runs a step, and returns what it printed without what differs from run to
 // run.
 func (m *terminal) play(t *testing.T, s step) output {
 	t.Helper()
+	if s.attest {
+		m.attestByCertificate(t)
+	}
 	cmd := exec.CommandContext(bounded(t), m.program, words(m.vars.Replace(s.args))...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(m.vars.Replace(s.stdin)), &stdout, &stderr
@@ -177,6 +144,7 @@ var moments = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`), "<TIME>"},
 	{regexp.MustCompile(`"\d{10}"`), `"<SECONDS>"`},
 	{regexp.MustCompile(`\b\d{30,50}\b`), "<SERIAL>"},
+	{regexp.MustCompile(`\b[0-9a-f]{40}\b`), "<SHA1>"},
 	{regexp.MustCompile(`(?s)-----BEGIN ([A-Z ]+)-----.*?-----END`), "-----BEGIN $1----- … -----END"},
 	{regexp.MustCompile(`"[A-Za-z0-9+/]{40,}={0,2}"`), `"<BYTES>"`},
 	{regexp.MustCompile(`\.tmp\d+`), ".tmp<N>"},
