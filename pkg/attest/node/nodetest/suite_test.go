@@ -40,7 +40,7 @@ func (s sample) Verify(ctx context.Context, a node.Attempt) (node.Result, error)
 	name := string(a.Payload)
 	switch {
 	case s.flaw == "slow" && strings.Contains(name, "canary"):
-		time.Sleep(2 * limit)
+		time.Sleep(2 * Limit)
 	case s.flaw == "scribbler" && len(a.Payload) > 0:
 		a.Payload[0]++
 	}
