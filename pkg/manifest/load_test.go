@@ -171,11 +171,10 @@ func TestLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := Load(web, strings.NewReader(fullYAML), dir, "-")
-	if err == nil || !strings.Contains(err.Error(), "-:3: an entry with the same parent") {
+	if _, err := Load(web, strings.NewReader(fullYAML), dir, "-"); err == nil || !strings.Contains(err.Error(), "-:3: an entry with the same parent") {
 		t.Errorf("the same from stdin and from a folder: %v", err)
 	}
-	got, err = Load(web, nil, dir)
+	got, err := Load(web, nil, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

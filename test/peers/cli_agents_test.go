@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -94,7 +95,7 @@ func (m *terminal) attestByToken(t *testing.T) string {
 		t.Fatal(err)
 	}
 	c := m.converse(t, "join_token")
-	if _, err := c.Challenge(bounded(t), []byte(token.GetValue())); err != io.EOF {
+	if _, err := c.Challenge(bounded(t), []byte(token.GetValue())); !errors.Is(err, io.EOF) {
 		t.Fatalf("attesting by token: %v, want io.EOF", err)
 	}
 	return c.id
