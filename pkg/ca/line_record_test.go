@@ -185,9 +185,11 @@ func TestRevokedMakeRoomFirst(t *testing.T) {
 		must(l.Activate(t.Context(), must(l.Prepare(t.Context())).ID))
 		time.Sleep(time.Second)
 		revoked := activeOf(l.State()).ID
+		s.mustIssue(6 * time.Hour) // for which it would be kept
 		must(l.Activate(t.Context(), must(l.Prepare(t.Context())).ID))
 		must(l.Taint(t.Context(), revoked))
 		must(l.Revoke(t.Context(), revoked))
+		w.forget(revoked)
 		s.stop()
 		s = w.mustStart(w.config("a", memory())) // one more
 		defer s.stop()
