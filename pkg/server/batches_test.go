@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -138,5 +139,17 @@ func TestS12_EveryPageIsBounded(t *testing.T) {
 	}
 	if tried < 4 {
 		t.Errorf("only %d methods were tried", tried)
+	}
+}
+
+// S08: an agent's version.
+func TestS08_VersionLimit(t *testing.T) {
+	t.Parallel()
+	r := start(t, testConfig(t))
+	client := agentv1.NewAgentClient(r.attest(t).conn)
+	for n, want := range map[int]codes.Code{254: codes.OK, 255: codes.OK, 256: codes.InvalidArgument} {
+		if _, err := client.PostStatus(t.Context(), &agentv1.PostStatusRequest{AgentVersion: strings.Repeat("1", n)}); status.Code(err) != want {
+			t.Errorf("a version of %d bytes: %v, want %v", n, err, want)
+		}
 	}
 }

@@ -19,7 +19,9 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 func limited(l peer.Limits) option { return option{limits: l} }
@@ -318,4 +320,53 @@ func TestAnotherUserIsServed(t *testing.T) {
 			t.Errorf("connection %d of another user: %v", i+1, err)
 		}
 	}
+}
+
+// A request has at most 256 KiB, and its headers 16 KiB.
+func TestOversizedRequest(t *testing.T) {
+	t.Parallel()
+	const limit = 256 << 10
+	w := one(t)
+	for n, want := range map[int]codes.Code{limit - 1: codes.OK, limit: codes.OK, limit + 1: codes.ResourceExhausted} {
+		req := &workload.JWTSVIDRequest{Audience: []string{"a"}}
+		// A field that nobody knows, with a header of 5 bytes, beside the 3 of
+		// the audience.
+		filler := n - 3 - 5
+		req.ProtoReflect().SetUnknown(append([]byte{0xfa, 0x7f, byte(filler)&0x7f | 0x80, byte(filler>>7)&0x7f | 0x80, byte(filler >> 14)}, make([]byte, filler)...))
+		if size := proto.Size(req); size != n {
+			t.Fatalf("the request has %d bytes, want %d", size, n)
+		}
+		if _, err := w.client.FetchJWTSVID(w.ctx(), req); status.Code(err) != want {
+			t.Errorf("a request of %d bytes: %v, want %v", n, err, want)
+		}
+	}
+	for n, ok := range map[int]bool{8 << 10: true, 32 << 10: false} {
+		ctx := metadata.AppendToOutgoingContext(w.ctx(), "x", strings.Repeat("x", n))
+		if _, err := w.client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"a"}}); (err == nil) != ok {
+			t.Errorf("headers of %d bytes: %v, want ok %v", n, err, ok)
+		}
+	}
+}
+
+// One connection has at most so many calls under way; the next waits.
+func TestStreamLimit(t *testing.T) {
+	t.Parallel()
+	w := one(t, option{config: func(c *workloadapi.Config) { c.MaxStreams = 3 }})
+	ctx, cancel := w.cancellable()
+	for range 3 {
+		s, err := w.client.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		recv(t, s)
+	}
+	short, stop := w.cancellable()
+	time.AfterFunc(100*time.Millisecond, stop)
+	if s, err := w.client.FetchX509SVID(short, &workload.X509SVIDRequest{}); err == nil {
+		if _, err := s.Recv(); status.Code(err) != codes.Canceled {
+			t.Errorf("stream 4 of 3: %v", err)
+		}
+	}
+	cancel()
+	recv(t, w.x509())
 }
