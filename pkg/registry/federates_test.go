@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -131,6 +132,46 @@ func TestDeleteBundleModes(t *testing.T) {
 			checkTables(t, r.store)
 			waitSeen(t, r, seen)
 		})
+	}
+}
+
+// 2,000 entries, or 100,000 with SOAK: what it takes grows with their number, and
+// writers of other things go on meanwhile.
+func TestDeleteBundleOfMany(t *testing.T) {
+	t.Parallel()
+	n := 2000
+	if os.Getenv("SOAK") != "" {
+		n = 100_000
+	}
+	r := newRegistry(t)
+	ix := follow(t, r)
+	federated(t, r, n, other)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	var slowest time.Duration
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			begin := time.Now()
+			mustCreate(t, r, newEntry("/p", fmt.Sprintf("/beside/%d", i)))
+			slowest = max(slowest, time.Since(begin))
+		}
+	})
+	begin := time.Now()
+	err := r.DeleteBundle(t.Context(), other, Dissociate, ix, freshOf(r, ix))
+	took := time.Since(begin)
+	close(done)
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d entries dissociated in %v; a write beside took %v at most", n, took, slowest)
+	if slowest > 5*time.Second {
+		t.Errorf("a write waited %v", slowest)
 	}
 }
 
