@@ -105,9 +105,9 @@ func (s *side) keyFile(name string, key crypto.Signer) string {
 }
 
 // startX509POPSide starts a server with x509pop beside join_token.
-func startX509POPSide(t *testing.T, bin programs, data func(*side) string) *side {
+func startX509POPSide(t *testing.T, bin programs, data func(*side) string, settings ...string) *side {
 	t.Helper()
-	s := newSide(t, bin)
+	s := newSide(t, bin, settings...)
 	text, err := os.ReadFile(s.path("server.conf"))
 	if err != nil {
 		t.Fatal(err)
@@ -353,6 +353,38 @@ func (s *side) endsBanned(p *process) {
 		if strings.HasPrefix(line, "Error:") || strings.HasPrefix(line, "hint:") {
 			s.t.Logf("%s: %s", p.name, strings.TrimSpace(line))
 		}
+	}
+}
+
+// TestX509POPAttestsAnew: at half of its SVID's life an agent of one house attests
+// anew to the other's server, again and again, and its workload notices nothing.
+func TestX509POPAttestsAnew(t *testing.T) {
+	t.Parallel()
+	for name, pair := range pairs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pki := newMachinePKI(t, newKey(t))
+			s := startX509POPSide(t, pair[0], func(s *side) string {
+				return fmt.Sprintf("ca_bundle_path = %q", s.pemFile("ca.pem", "CERTIFICATE", pki.root.Raw))
+			}, `agent_ttl = "12s"`)
+			agent := s.runX509POPAgent(pair[1], fmt.Sprintf("private_key_path = %q\ncertificate_path = %q",
+				s.keyFile("key.pem", pki.key), s.pemFile("cert.pem", "CERTIFICATE", pki.leaf.Raw, pki.inter.Raw)))
+			known := s.onlyAgent("the agent attests", agent, anyAgent)
+			s.register("/workload", known.GetId().GetPath(), &types.Selector{Type: "unix", Value: fmt.Sprint("uid:", os.Getuid())})
+			s.serves("/workload")
+			for range 3 {
+				serial := known.GetX509SvidSerialNumber()
+				known = s.onlyAgent("the agent attests anew", agent, func(a *types.Agent) bool {
+					if _, err := workloadapi.FetchX509SVID(bounded(t), workloadapi.WithAddr("unix://"+s.agentSocket())); err != nil {
+						t.Errorf("meanwhile, a workload gets %v", err)
+					}
+					return a.GetX509SvidSerialNumber() != serial
+				})
+			}
+			if text := agent.log.String(); strings.Contains(text, "NOT_ACTIVE") || strings.Contains(text, "is not active") {
+				t.Error("the agent was refused by the serial number of an SVID it had replaced")
+			}
+		})
 	}
 }
 
