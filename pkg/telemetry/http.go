@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,8 +33,6 @@ type Listener struct {
 	name    string
 	handler http.Handler
 	log     *slog.Logger
-	// writeTimeout bounds one answer; 0: requestTimeout.
-	writeTimeout time.Duration
 }
 
 // listen opens the TCP address that a section of the configuration file asks
@@ -61,7 +58,7 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 		Handler:           l.handler,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
-		WriteTimeout:      cmp.Or(l.writeTimeout, requestTimeout),
+		WriteTimeout:      requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(l.log.Handler(), slog.LevelDebug),

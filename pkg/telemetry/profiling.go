@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // profilingHost: profiles show what is in memory, and nobody is asked who they
@@ -33,8 +32,9 @@ type Profiling struct {
 	ProfilingFreq int `hcl:"profiling_freq" accepted:"profiles are made when the listener is asked for them, and not written to files"`
 }
 
-// profilingTimeout bounds one profile of what happens meanwhile.
-const profilingTimeout = 10 * time.Minute
+// maxProfile bounds, in seconds, one profile of what happens meanwhile: Go's
+// handlers prolong their deadline for it.
+const maxProfile = 600
 
 // namesOfPprof are the profiles beside those of runtime/pprof.
 var namesOfPprof = map[string]http.HandlerFunc{"cpu": httppprof.Profile, "trace": httppprof.Trace}
@@ -85,7 +85,10 @@ func (p Profiling) NewListener(log *slog.Logger) *Listener {
 		name, ok := strings.CutPrefix(r.URL.Path, "/debug/pprof/")
 		name = cmp.Or(map[string]string{"profile": "cpu"}[name], name)
 		own := namesOfPprof[name]
-		switch {
+		seconds := cmp.Or(r.URL.Query().Get("seconds"), "0")
+		switch n, err := strconv.ParseFloat(seconds, 64); {
+		case err != nil || !(n >= 0 && n <= maxProfile): // NaN too
+			http.Error(w, fmt.Sprintf("seconds: at most %d", maxProfile), http.StatusBadRequest)
 		case ok && name == "" && len(p.ProfilingNames) == 0:
 			httppprof.Index(w, r)
 		case !ok || name == "" || !allowed(name):
@@ -98,7 +101,7 @@ func (p Profiling) NewListener(log *slog.Logger) *Listener {
 			http.NotFound(w, r)
 		}
 	})
-	return &Listener{name: "profiling", handler: getOnly(loopbackOnly(handler)), log: log, writeTimeout: profilingTimeout}
+	return &Listener{name: "profiling", handler: getOnly(loopbackOnly(handler)), log: log}
 }
 
 // loopbackOnly refuses what a browser sends here for another site's page: a
