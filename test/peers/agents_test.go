@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -51,7 +52,7 @@ func liveOn(t *testing.T, server, agent programs) {
 
 	// A new entry, then its change, then another one, arrive on the open stream.
 	first := s.create(t, n.mine("/first"))
-	svid := w.await(t, "a new entry", func(svids []*x509svid.SVID) bool { return len(svids) == 1 && svids[0].ID.Path() == "/first" })
+	w.await(t, "a new entry", func(svids []*x509svid.SVID) bool { return len(svids) == 1 && svids[0].ID.Path() == "/first" })
 	first.Hint = "changed"
 	resp, err := entryv1.NewEntryClient(s.local).BatchUpdateEntry(bounded(t), &entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{first}})
 	if err != nil || resp.GetResults()[0].GetStatus().GetCode() != 0 {
@@ -64,10 +65,36 @@ func liveOn(t *testing.T, server, agent programs) {
 
 	// The bundle gets an authority.
 	authorities := w.authorities()
-	if _, err := localauthorityv1.NewLocalAuthorityClient(s.local).PrepareX509Authority(bounded(t), &localauthorityv1.PrepareX509AuthorityRequest{}); err != nil {
+	local := localauthorityv1.NewLocalAuthorityClient(s.local)
+	prepared, err := local.PrepareX509Authority(bounded(t), &localauthorityv1.PrepareX509AuthorityRequest{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	w.await(t, "another authority", func([]*x509svid.SVID) bool { return w.authorities() == authorities+1 })
+
+	// The old one is not trusted any more: what it signed is replaced, the
+	// agent's own SVID too, and then it goes.
+	state, err := local.GetX509AuthorityState(bounded(t), &localauthorityv1.GetX509AuthorityStateRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := n.record(t).GetX509SvidSerialNumber()
+	_, err = local.ActivateX509Authority(bounded(t), &localauthorityv1.ActivateX509AuthorityRequest{AuthorityId: prepared.GetPreparedAuthority().GetAuthorityId()})
+	if err == nil {
+		_, err = local.TaintX509Authority(bounded(t), &localauthorityv1.TaintX509AuthorityRequest{AuthorityId: state.GetActive().GetAuthorityId()})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.await(t, "an SVID of the new authority", func(svids []*x509svid.SVID) bool {
+		return fmt.Sprintf("%x", svids[0].Certificates[0].AuthorityKeyId) == prepared.GetPreparedAuthority().GetAuthorityId()
+	})
+	n.renewed(t, before)
+	if _, err := local.RevokeX509Authority(bounded(t), &localauthorityv1.RevokeX509AuthorityRequest{AuthorityId: state.GetActive().GetAuthorityId()}); err != nil {
+		t.Fatal(err)
+	}
+	w.await(t, "an authority less", func([]*x509svid.SVID) bool { return w.authorities() == authorities })
+	healthy(t, n.proc, n.conn)
 
 	// An entry goes.
 	if _, err := entryv1.NewEntryClient(s.local).BatchDeleteEntry(bounded(t), &entryv1.BatchDeleteEntryRequest{Ids: []string{second.GetId()}}); err != nil {
@@ -75,20 +102,26 @@ func liveOn(t *testing.T, server, agent programs) {
 	}
 	w.await(t, "an entry less", func(svids []*x509svid.SVID) bool { return len(svids) == 1 })
 
+	// The server restarts: the agent finds it again.
+	if !s.proc.end(os.Interrupt) {
+		t.Fatal("the server did not end")
+	}
+	s.start()
+	again := s.create(t, n.mine("/again"))
+	w.await(t, "an entry after a restart", func(svids []*x509svid.SVID) bool { return len(svids) == 2 })
+	if _, err := entryv1.NewEntryClient(s.local).BatchDeleteEntry(bounded(t), &entryv1.BatchDeleteEntryRequest{Ids: []string{again.GetId()}}); err != nil {
+		t.Fatal(err)
+	}
+
 	// The workload's SVID, and the agent's own, are renewed in time.
+	signed := w.latest().SVIDs[0].Certificates[0].Raw
 	eventually(t, "the workload's SVID is renewed", func() error {
-		if now := w.latest(); bytes.Equal(now.SVIDs[0].Certificates[0].Raw, svid[0].Certificates[0].Raw) {
+		if now := w.latest(); bytes.Equal(now.SVIDs[0].Certificates[0].Raw, signed) {
 			return errNotYet
 		}
 		return nil
 	})
-	serial := n.record(t).GetX509SvidSerialNumber()
-	eventually(t, "the agent's SVID is renewed", func() error {
-		if n.record(t).GetX509SvidSerialNumber() == serial {
-			return errNotYet
-		}
-		return nil
-	})
+	n.renewed(t, n.record(t).GetX509SvidSerialNumber())
 	healthy(t, n.proc, n.conn)
 
 	// A ban ends the agent, and so does the eviction of one that cannot attest
@@ -115,6 +148,19 @@ func (n *node) ends(t *testing.T, what string) {
 	if code := n.proc.cmd.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("the agent ended after %s with exit code %d, want 1", what, code)
 	}
+}
+
+// renewed waits until the agent's own SVID has another serial number.
+func (n *node) renewed(t *testing.T, serial string) {
+	t.Helper()
+	start := time.Now()
+	eventually(t, "the agent's SVID is renewed", func() error {
+		if n.record(t).GetX509SvidSerialNumber() == serial {
+			return errNotYet
+		}
+		return nil
+	})
+	t.Logf("the agent's own SVID is another after %v", time.Since(start).Round(time.Millisecond))
 }
 
 // record is what the server says of the agent.
