@@ -102,37 +102,40 @@ func (s *Service) append(ctx context.Context, action string, add *registry.Bundl
 	return b, nil
 }
 
+// Keys of the attributes that say which authorities a change is about.
+const (
+	keyX509Count = "x509_authorities"
+	keyX509      = "x509_authority_sha256"
+	keyJWTCount  = "jwt_authorities"
+	keyJWT       = "jwt_authority_key_id"
+	keyWITCount  = "wit_authorities"
+	keyWIT       = "wit_authority_key_id"
+)
+
 // maxListed is how many authorities of a kind an audit record names.
 const maxListed = 8
 
 // authorities are the attributes that name what a bundle trusts: certificates by
 // the SHA-256 of their DER form, keys by their IDs.
-func authorities(b *registry.Bundle) []slog.Attr {
-	var certs, jwt, wit []string
-	for _, a := range b.X509Authorities {
+func authorities(b *registry.Bundle) (attrs []slog.Attr) {
+	if n := len(b.X509Authorities); n > 0 {
+		attrs = append(attrs, slog.Int(keyX509Count, n))
+	}
+	for _, a := range b.X509Authorities[:min(len(b.X509Authorities), maxListed)] {
 		sum := sha256.Sum256(a.DER)
-		certs = append(certs, hex.EncodeToString(sum[:]))
+		attrs = append(attrs, slog.String(keyX509, hex.EncodeToString(sum[:])))
 	}
-	for _, a := range b.JWTAuthorities {
-		jwt = append(jwt, a.KeyID)
+	if n := len(b.JWTAuthorities); n > 0 {
+		attrs = append(attrs, slog.Int(keyJWTCount, n))
 	}
-	for _, a := range b.WITAuthorities {
-		wit = append(wit, a.KeyID)
+	for _, a := range b.JWTAuthorities[:min(len(b.JWTAuthorities), maxListed)] {
+		attrs = append(attrs, slog.String(keyJWT, a.KeyID))
 	}
-	var attrs []slog.Attr
-	for _, kind := range []struct {
-		count, names string
-		list         []string
-	}{
-		{"x509_authorities", "x509_authority_sha256", certs}, {"jwt_authorities", "jwt_authority_key_id", jwt}, {"wit_authorities", "wit_authority_key_id", wit},
-	} {
-		if len(kind.list) == 0 {
-			continue
-		}
-		attrs = append(attrs, slog.Int(kind.count, len(kind.list)))
-		for _, name := range kind.list[:min(len(kind.list), maxListed)] {
-			attrs = append(attrs, slog.String(kind.names, name))
-		}
+	if n := len(b.WITAuthorities); n > 0 {
+		attrs = append(attrs, slog.Int(keyWITCount, n))
+	}
+	for _, a := range b.WITAuthorities[:min(len(b.WITAuthorities), maxListed)] {
+		attrs = append(attrs, slog.String(keyWIT, a.KeyID))
 	}
 	return attrs
 }

@@ -161,6 +161,9 @@ func update(m *types.FederationRelationship, mask *types.FederationRelationshipM
 	}, nil
 }
 
+// keySetsBundle is the attribute of a change that also sets the bundle.
+const keySetsBundle = "sets_bundle"
+
 // batch is the items of one call.
 type batch struct {
 	service *Service
@@ -182,7 +185,7 @@ func (b *batch) add(ctx context.Context, i int, action, name string, u registry.
 	caller, _ := policy.FromContext(ctx)
 	e := audit.Event{Action: action, Caller: caller.String(), CallerKind: caller.Roles.String(), Subject: name}
 	if u.Bundle != nil {
-		e.Attrs = append(e.Attrs, slog.Bool("sets_bundle", true))
+		e.Attrs = append(e.Attrs, slog.Bool(keySetsBundle, true))
 	}
 	if err != nil {
 		b.service.cfg.Audit.Record(ctx, e, err)
