@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"strings"
 
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -117,25 +118,27 @@ const maxListed = 8
 
 // authorities are the attributes that name what a bundle trusts: certificates by
 // the SHA-256 of their DER form, keys by their IDs.
-func authorities(b *registry.Bundle) (attrs []slog.Attr) {
-	if n := len(b.X509Authorities); n > 0 {
-		attrs = append(attrs, slog.Int(keyX509Count, n))
-	}
+func authorities(b *registry.Bundle) []slog.Attr {
+	var certs, jwt, wit []string
 	for _, a := range b.X509Authorities[:min(len(b.X509Authorities), maxListed)] {
 		sum := sha256.Sum256(a.DER)
-		attrs = append(attrs, slog.String(keyX509, hex.EncodeToString(sum[:])))
-	}
-	if n := len(b.JWTAuthorities); n > 0 {
-		attrs = append(attrs, slog.Int(keyJWTCount, n))
+		certs = append(certs, hex.EncodeToString(sum[:]))
 	}
 	for _, a := range b.JWTAuthorities[:min(len(b.JWTAuthorities), maxListed)] {
-		attrs = append(attrs, slog.String(keyJWT, a.KeyID))
-	}
-	if n := len(b.WITAuthorities); n > 0 {
-		attrs = append(attrs, slog.Int(keyWITCount, n))
+		jwt = append(jwt, a.KeyID)
 	}
 	for _, a := range b.WITAuthorities[:min(len(b.WITAuthorities), maxListed)] {
-		attrs = append(attrs, slog.String(keyWIT, a.KeyID))
+		wit = append(wit, a.KeyID)
+	}
+	var attrs []slog.Attr
+	if certs != nil {
+		attrs = append(attrs, slog.Int(keyX509Count, len(b.X509Authorities)), slog.String(keyX509, strings.Join(certs, ",")))
+	}
+	if jwt != nil {
+		attrs = append(attrs, slog.Int(keyJWTCount, len(b.JWTAuthorities)), slog.String(keyJWT, strings.Join(jwt, ",")))
+	}
+	if wit != nil {
+		attrs = append(attrs, slog.Int(keyWITCount, len(b.WITAuthorities)), slog.String(keyWIT, strings.Join(wit, ",")))
 	}
 	return attrs
 }
