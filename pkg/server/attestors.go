@@ -50,12 +50,12 @@ func chooseX509POP(p config.Plugin) (openVerifier, error) {
 		return nil, err
 	}
 	if err := cfg.Validate(); err != nil {
-		return nil, p.Errorf("%w", err)
+		return nil, p.Wrap(err)
 	}
 	if cfg.AgentPathTemplate != "" {
 		t, err := agentpath.Parse(x509pop.Name, cfg.AgentPathTemplate, x509pop.PathValue)
 		if err != nil {
-			return nil, p.Errorf("agent_path_template: %w", err)
+			return nil, p.DataErrorf("agent_path_template", "%w", err)
 		}
 		cfg.Path = t.Path
 	}
@@ -64,7 +64,7 @@ func chooseX509POP(p config.Plugin) (openVerifier, error) {
 		cfg.TrustBundle = env.authorities
 		v, err := x509pop.NewVerifier(cfg)
 		if err != nil {
-			return nil, p.Errorf("%w", err)
+			return nil, p.Wrap(err)
 		}
 		return v, nil
 	}, nil
