@@ -77,10 +77,11 @@ func element(it *item, path string) (rest string, ok bool) {
 		if err != nil {
 			return "", false
 		}
+		e := &value{line: it.line} // nothing: what is below it is not in the file
 		if it.val.kind == list && i >= 0 && i < len(it.val.list) {
-			e := it.val.list[i]
-			it.val, it.line = e, e.line
+			e = it.val.list[i]
 		}
+		it.val, it.line = e, e.line
 		path = after
 	}
 	if path == "" {
