@@ -10,9 +10,11 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -181,8 +183,7 @@ func (p *player) attest(req *agentv1.AttestAgentRequest) (*agentv1.AttestAgentRe
 func attestWith(text string) func(*player) (proto.Message, error) {
 	return func(p *player) (proto.Message, error) {
 		req := new(agentv1.AttestAgentRequest)
-		text := variable.ReplaceAllStringFunc(text, func(name string) string { return quote(p.vars[name[1:]]) })
-		if err := prototext.Unmarshal([]byte(text), req); err != nil {
+		if err := prototext.Unmarshal([]byte(p.fill(text)), req); err != nil {
 			return nil, err
 		}
 		resp, err := p.attest(req)
@@ -207,5 +208,56 @@ func awaitAuthorized(name string) func(*player) (proto.Message, error) {
 			return nil
 		})
 		return &entryv1.GetAuthorizedEntriesRequest{}, nil
+	}
+}
+
+// syncEntries sends messages one after the other, as an agent does, and returns
+// all that comes as one answer.
+func syncEntries(texts ...string) func(*player) (proto.Message, error) {
+	return func(p *player) (proto.Message, error) {
+		conn := p.conns[p.as]
+		stream, err := entryv1.NewEntryClient(conn).SyncAuthorizedEntries(bounded(p.t))
+		if err != nil {
+			return nil, err
+		}
+		all := new(entryv1.SyncAuthorizedEntriesResponse)
+		for _, text := range texts {
+			req := new(entryv1.SyncAuthorizedEntriesRequest)
+			if err := prototext.Unmarshal([]byte(p.fill(text)), req); err != nil {
+				return nil, err
+			}
+			if err := stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
+				return nil, err
+			}
+			resp, err := stream.Recv()
+			if err != nil {
+				return nil, err
+			}
+			proto.Merge(all, resp)
+		}
+		return all, nil
+	}
+}
+
+// allPages lists the entries two by two, and returns them as one list.
+func allPages(p *player) (proto.Message, error) {
+	all := new(entryv1.ListEntriesResponse)
+	for token := ""; ; {
+		resp, err := entryv1.NewEntryClient(p.local).ListEntries(bounded(p.t), &entryv1.ListEntriesRequest{
+			PageSize: 2, PageToken: token, OutputMask: &types.EntryMask{SpiffeId: true},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if len(resp.GetEntries()) > 2 {
+			return nil, fmt.Errorf("a page of %d", len(resp.GetEntries()))
+		}
+		all.Entries = append(all.Entries, resp.GetEntries()...)
+		if token = resp.GetNextPageToken(); token == "" {
+			slices.SortFunc(all.Entries, func(a, b *types.Entry) int {
+				return strings.Compare(a.GetSpiffeId().GetPath(), b.GetSpiffeId().GetPath())
+			})
+			return all, nil
+		}
 	}
 }

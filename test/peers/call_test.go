@@ -54,6 +54,7 @@ type player struct {
 	conns map[caller]*grpc.ClientConn
 	vars  map[string]string
 	plain *plain
+	as    caller // of the call under way
 }
 
 func newPlayer(s *side, vars map[string]string) *player {
@@ -75,6 +76,7 @@ type answer struct {
 func (p *player) play(t *testing.T, c call) answer {
 	t.Helper()
 	do := c.do
+	p.as = c.as
 	if do == nil {
 		do = func(p *player) (proto.Message, error) { return p.invoke(c) }
 	}
@@ -120,9 +122,7 @@ func (p *player) invoke(c call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := variable.ReplaceAllStringFunc(c.request, func(name string) string {
-		return quote(p.vars[name[1:]])
-	})
+	text := p.fill(c.request)
 	if err := prototext.Unmarshal([]byte(text), req); err != nil {
 		return nil, fmt.Errorf("%s: %w", text, err)
 	}
@@ -145,6 +145,11 @@ func newMessage(d protoreflect.MessageDescriptor) (proto.Message, error) {
 		return nil, err
 	}
 	return t.New().Interface(), nil
+}
+
+// fill puts in the values of a text proto's variables.
+func (p *player) fill(text string) string {
+	return variable.ReplaceAllStringFunc(text, func(name string) string { return quote(p.vars[name[1:]]) })
 }
 
 // quote is a string or bytes as a text proto has them.

@@ -43,6 +43,7 @@ var differences = map[string]string{
 	"bundle: get at the end":                               sequence,
 	"bundle: get after the authorities":                    sequence,
 	"bundle: list with a bad page token":                   notAnyToken,
+	"bundle: publish a WIT key":                            "an authority for WIT-SVIDs is kept; SPIRE wants a feature flag for that",
 	"federation: create again":                             "what is there already is AlreadyExists, not Internal",
 	"federation: update none":                              "what is not there is NotFound, not Internal",
 	"federation: update with a mask":                       "a mask without the profile leaves the profile as it is; SPIRE wants it sent along",
