@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -225,6 +226,21 @@ var trustMoments = []struct {
 	{regexp.MustCompile(`x509UniqueIdentifier=#\w+,?`), ""},
 }
 
+// trustSteps are the whole script, in an order.
+var trustSteps = concat(bundleSteps, federationSteps, authoritySteps, innerSteps)
+
+// TestCommandLineAboutTrustIsAsRecorded is TestCommandLineIsAsRecorded for them.
+func TestCommandLineAboutTrustIsAsRecorded(t *testing.T) {
+	t.Parallel()
+	own := ours(t)
+	term := newTerminal(t, own, own)
+	var got strings.Builder
+	for _, s := range trustSteps {
+		got.WriteString(recorded("spire-server", s, steady(term.play(t, s))))
+	}
+	holdGolden(t, "cli_trust.golden", got.String())
+}
+
 // TestSameCommandLineAboutTrust is TestSameCommandLine for bundles, federation,
 // authorities, the log and the state of the server.
 func TestSameCommandLineAboutTrust(t *testing.T) {
@@ -235,7 +251,7 @@ func TestSameCommandLineAboutTrust(t *testing.T) {
 		t.Run("server of "+server.name, func(t *testing.T) {
 			t.Parallel()
 			theirs, mine := newTerminal(t, foreign, server), newTerminal(t, own, server)
-			for i, s := range concat(bundleSteps, federationSteps, authoritySteps, innerSteps) {
+			for i, s := range trustSteps {
 				want, got := steady(theirs.play(t, s)), steady(mine.play(t, s))
 				t.Run(fmt.Sprintf("%03d %s", i, s.args), func(t *testing.T) {
 					diff := cmp.Diff(want, got, cmp.AllowUnexported(output{}))

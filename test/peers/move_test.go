@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
@@ -28,7 +29,8 @@ const handshakesPerStep = 100
 // time, one handshake after the other; our server beside it; the import; one
 // agent moved, moved back and moved again, then the other; both CAs rotated on
 // the way; SPIRE switched off, and its authorities taken out of the bundle. Not
-// one handshake fails, on either end.
+// one handshake fails, on either end; nor is a JWT-SVID refused that one workload
+// sends the other at each step.
 func TestMoveWithoutAFailedHandshake(t *testing.T) {
 	t.Parallel()
 	theirs, mine := spire(t), ours(t)
@@ -66,6 +68,10 @@ func TestMoveWithoutAFailedHandshake(t *testing.T) {
 	// 4. The other agent, and the end of SPIRE.
 	m.move(server, m.mine)
 	m.step("the server's agent moved")
+	m.move(client, m.theirs)
+	m.step("the client's agent moved back")
+	m.move(client, m.mine)
+	m.step("the client's agent moved")
 	if !again.end(syscall.SIGINT) || again.cmd.ProcessState.ExitCode() != 0 {
 		t.Errorf("import -every ended with %v:\n%s", again.cmd.ProcessState, again.log.String())
 	}
@@ -294,7 +300,24 @@ func (m *move) step(what string) {
 		}
 		return nil
 	})
+	m.tokens(what)
 	m.t.Logf("%-32s %6d handshakes, %d failed, after %v", what, m.talk.count(), len(m.talk.failures()), time.Since(m.talk.began).Round(time.Second))
+}
+
+// tokens has each workload send the other a JWT-SVID, which its agent validates.
+func (m *move) tokens(what string) {
+	m.t.Helper()
+	for i, n := range m.nodes {
+		peer := m.nodes[1-i]
+		svid, err := workloadapi.FetchJWTSVID(bounded(m.t), jwtsvid.Params{Audience: what}, workloadapi.WithAddr("unix://"+n.agentSocket()))
+		if err != nil {
+			m.t.Errorf("%s: fetching a JWT-SVID: %v", what, err)
+			continue
+		}
+		if _, err := workloadapi.ValidateJWTSVID(bounded(m.t), svid.Marshal(), what, workloadapi.WithAddr("unix://"+peer.agentSocket())); err != nil {
+			m.t.Errorf("%s: a JWT-SVID of %s is refused: %v", what, svid.ID, err)
+		}
+	}
 }
 
 func (s *side) entry(e *types.Entry) {
