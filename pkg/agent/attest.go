@@ -68,19 +68,29 @@ func (a *Agent) attest(ctx context.Context) error {
 	if err = a.identity.attest(ctx, l.conn, a.prover); err == nil {
 		return nil
 	}
-	if _, told := refusal(err); told {
-		return err // judged by the session's caller
-	}
-	refused := errors.Is(err, node.ErrRefused)
-	switch status.Code(err) {
-	case codes.PermissionDenied, codes.InvalidArgument, codes.Unauthenticated, codes.FailedPrecondition, codes.NotFound:
-		refused = true
-	}
-	if !refused {
+	said, isAnswer := errors.AsType[answer](err)
+	switch {
+	case errors.Is(err, node.ErrRefused):
+	case !isAnswer:
+		return errors.New(err.Error()) // a status in it is not the server's
+	case !final(said):
 		return err
 	}
 	if step := nextSteps[a.prover.Name()]; step != "" {
 		return fmt.Errorf("%w; %s: %w", ErrRefused, step, err)
 	}
 	return fmt.Errorf("%w: %w", ErrRefused, err)
+}
+
+// final says whether the server's answer is that the evidence will not do. That
+// the agent must attest again, or is banned, is not for here.
+func final(said error) bool {
+	if _, told := refusal(said); told {
+		return false
+	}
+	switch status.Code(said) {
+	case codes.PermissionDenied, codes.InvalidArgument, codes.Unauthenticated, codes.FailedPrecondition, codes.NotFound:
+		return true
+	}
+	return false
 }

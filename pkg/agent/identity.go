@@ -269,6 +269,12 @@ type conversation struct {
 	result *agentv1.AttestAgentResponse_Result
 }
 
+// answer is what ended the stream of an attestation, as opposed to what went
+// wrong in the method, which may have calls of its own to others.
+type answer struct{ error }
+
+func (a answer) Unwrap() error { return a.error }
+
 // Challenge is node.Conversation.
 func (c *conversation) Challenge(_ context.Context, message []byte) ([]byte, error) {
 	req := &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: message}}
@@ -281,11 +287,11 @@ func (c *conversation) Challenge(_ context.Context, message []byte) ([]byte, err
 	}
 	// Send reports io.EOF when the server has ended the stream; Recv says why.
 	if err := c.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+		return nil, answer{err}
 	}
 	resp, err := c.stream.Recv()
 	if err != nil {
-		return nil, err
+		return nil, answer{err}
 	}
 	if r := resp.GetResult(); r != nil {
 		c.result = r

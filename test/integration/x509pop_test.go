@@ -280,3 +280,31 @@ func TestServerIsBackAfterAgentsExpired(t *testing.T) {
 	}
 	wantOneLine(t, output{code: 1, stderr: byToken.proc.log.String()}, "credence-server token generate")
 }
+
+// An agent attests by an X509-SVID that another agent's Workload API gives it, in
+// the mode spiffe: no file holds a key.
+func TestX509POPExchangesAnSVID(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "popspiffe")
+	s := w.startServer(serverOptions{plugins: `NodeAttestor "x509pop" { plugin_data { mode = "spiffe" } }`})
+	first := w.startAgent(s, "first", agentOptions{})
+	inner := w.newAgent(s, "inner", agentOptions{memoryKeys: true, attestor: fmt.Sprintf(
+		"NodeAttestor \"x509pop\" { plugin_data { spiffe_endpoint_socket = %q } }", "unix://"+first.socket())})
+	// It waits for its own entry.
+	inner.run()
+	inner.proc.await(t, "no identity issued")
+	s.create(w.entry("/spire-exchange/inner", first.id(), self()))
+	healthy(t, inner.proc, inner.conn)
+	id := w.id("/spire/agent/x509pop/inner")
+	if got, err := s.known(id); err != nil || !got.GetCanReattest() {
+		t.Errorf("the server has %v, %v", got, err)
+	}
+	s.create(w.entry("/web", id, self()))
+	sees(t, inner, w.id("/web"))
+	// Banned, it cannot exchange its way back in.
+	s.ban(id)
+	if code := inner.proc.exit(t, patience); code != 1 {
+		t.Errorf("the agent ended with exit code %d, want 1", code)
+	}
+	wantOneLine(t, s.endsAtOnce(inner.run()), "the server has banned this agent")
+}
