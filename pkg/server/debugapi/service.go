@@ -85,4 +85,4 @@ func (s *Service) chain(now time.Time) ([]*debugv1.GetInfoResponse_Cert, error) 
 	return out, nil
 }
 
-func clamp(n int) int32 { return int32(max(0, min(n, math.MaxInt32))) } //nolint:gosec // It fits.
+func clamp(n int) int32 { return int32(max(0, min(n, math.MaxInt32))) }
