@@ -68,7 +68,7 @@ func differentSockets(cmd *cobra.Command, from string) error {
 		return nil //nolint:nilerr // Dial says it better
 	}
 	for _, ours := range []string{cmd.Flag("socketPath").Value.String(), os.Getenv("SPIRE_SERVER_PRIVATE_SOCKET")} {
-		if b, err := os.Stat(ours); err == nil && os.SameFile(a, b) {
+		if b, err := os.Stat(ours); err == nil && os.SameFile(a, b) { //nolint:gosec // the path is the user's
 			return cli.Hint(fmt.Errorf("-from is the socket of this server, %s", ours), "name this server's socket with -socketPath and the other's with -from")
 		}
 	}

@@ -141,7 +141,7 @@ func (c *copying[T]) write(ctx context.Context, items []T, call func(context.Con
 		return fmt.Errorf("%d results for %d %s", len(results), len(items), c.plural)
 	}
 	for i, res := range results {
-		if codes.Code(res.status.GetCode()) == codes.OK { //nolint:gosec // gRPC's own codes
+		if codes.Code(res.status.GetCode()) == codes.OK {
 			*done++
 			c.report.Changes++
 			continue

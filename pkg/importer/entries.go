@@ -25,7 +25,7 @@ const (
 
 // joinTokenPrefix begins the paths of agents that attested with a join token:
 // the token is the rest, and is used once.
-const joinTokenPrefix = "/spire/agent/join_token/"
+const joinTokenPrefix = "/spire/agent/join_token/" //nolint:gosec // a path
 
 // maxOrphans bounds how many parents are remembered for the warning.
 const maxOrphans = 1000
