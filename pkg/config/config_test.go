@@ -437,10 +437,14 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
+		_ = file.Errorf("server.federation.federates_with.a[1].b", "x")
 		var doc document
 		if err := file.Decode(&doc); err != nil {
 			return
 		}
+		_, _ = Unsupported(file, "", doc)
+		later := []Later{{Type: "KeyManager", Name: "memory", Keys: "a{*{b}} c"}, {Type: "NodeAttestor", Name: "join_token", Keys: "*"}}
+		_ = doc.Plugins.Check(map[string][]string{"KeyManager": {"disk"}}, later)
 		for _, p := range doc.Plugins {
 			if p.DataFile == "" {
 				_ = p.Decode(&doc.Server)
