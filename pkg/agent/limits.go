@@ -10,9 +10,9 @@ import (
 const (
 	maxConnections = 16384
 	maxCalls       = 32768
-	// filesPerConnection are the socket, the process and its directory in
-	// /proc, and one to spare.
-	filesPerConnection = 4
+	// filesPerConnection are the socket, the process, its directory in /proc
+	// and a file there, and one to spare.
+	filesPerConnection = 5
 	// spareFiles are left to everything else.
 	spareFiles = 128
 	// connBytes and userBytes bound the messages that were begun and not ended,

@@ -109,7 +109,7 @@ func TestRequirePQKEM(t *testing.T) {
 
 func TestSocketLimits(t *testing.T) {
 	t.Parallel()
-	for files, want := range map[int]int{64: 16, 1024: 224, 4096: 992, 1 << 20: maxConnections} {
+	for files, want := range map[int]int{64: 16, 1024: 179, 4096: 793, 1 << 20: maxConnections} {
 		if got := socketLimits(files).Connections; got != want {
 			t.Errorf("%d files: %d connections, want %d", files, got, want)
 		}

@@ -85,14 +85,15 @@ func openat(dir int, name string, flags int) (int, error) {
 	}
 }
 
-// readAt reads the beginning of a file that the kernel makes in one piece.
-func readAt(dir int, name string, buf []byte) (int, error) {
-	fd, err := openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC)
-	if err != nil {
-		return 0, err
+// readBegin reads the beginning of a file that the kernel makes in one piece,
+// anew each time.
+func readBegin(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Pread(fd, buf, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
 	}
-	defer func() { _ = unix.Close(fd) }()
-	return read(fd, buf)
 }
 
 func read(fd int, buf []byte) (int, error) {
