@@ -94,6 +94,8 @@ func TestDiff(t *testing.T) {
 		{"goes last", []*types.Entry{entry("", "b", "")}, []*types.Entry{entry("", "a", "")}, true, "create @b /b\ndelete @a /a\nunchanged 0"},
 		{"chain", []*types.Entry{entry("x", "b", ""), entry("y", "c", "")}, []*types.Entry{entry("x", "a", ""), entry("y", "b", "")}, false,
 			"update y /c spiffe_id [\"spiffe://td.test/b\"] [\"spiffe://td.test/c\"]\nupdate x /b spiffe_id [\"spiffe://td.test/a\"] [\"spiffe://td.test/b\"]\nunchanged 0"},
+		{"chain, the other way round", []*types.Entry{entry("y", "c", ""), entry("x", "b", "")}, []*types.Entry{entry("x", "a", ""), entry("y", "b", "")}, false,
+			"update y /c spiffe_id [\"spiffe://td.test/b\"] [\"spiffe://td.test/c\"]\nupdate x /b spiffe_id [\"spiffe://td.test/a\"] [\"spiffe://td.test/b\"]\nunchanged 0"},
 		{"circle", []*types.Entry{entry("x", "b", ""), entry("y", "a", "")}, []*types.Entry{entry("x", "a", ""), entry("y", "b", "")}, false,
 			"delete x /a\ndelete y /b\ncreate x /b\ncreate y /a\nunchanged 0"},
 		{"waits for one that is refused", []*types.Entry{entry("x", "b", ""), entry("y", "c", "")}, []*types.Entry{entry("x", "a", ""), entry("y", "b", ""), entry("z", "c", "")}, false,
@@ -160,6 +162,34 @@ func TestDiffSeesEveryField(t *testing.T) {
 	// creation are not declared, two attributes are in one message.
 	if got, want := (&types.Entry{}).ProtoReflect().Descriptor().Fields().Len(), len(Fields(base))+3-1; got != want {
 		t.Errorf("entries have %d fields, %d are known", got, want)
+	}
+}
+
+// An update says of the attributes that they are to be gone: a server may keep
+// those of which nothing is said. An entry that never had any gets none.
+func TestUpdatesTakeAttributesAway(t *testing.T) {
+	t.Parallel()
+	now := entry("", "a", "old")
+	update := func() *types.Entry {
+		p := Diff(web, want(entry("", "a", "new")), []*types.Entry{now}, false)
+		if len(p.Steps) != 1 || p.Steps[0].Action != Update {
+			t.Fatalf("plan: %s", show(p))
+		}
+		return p.Steps[0].Entry
+	}
+	if e := update(); e.AdditionalAttributes != nil {
+		t.Errorf("attributes from nowhere: %v", e)
+	}
+	now.AdditionalAttributes = &types.Entry_AdditionalAttributes{JwtSvidIncludeJti: true}
+	if e := update(); e.AdditionalAttributes == nil || e.GetAdditionalAttributes().GetJwtSvidIncludeJti() {
+		t.Errorf("attributes are not taken away: %v", e)
+	}
+	// Numbers are told apart also where neither is zero.
+	now.AdditionalAttributes, now.X509SvidTtl = nil, 5
+	to := proto.CloneOf(now)
+	to.X509SvidTtl = 6
+	if got := changes(now, to); len(got) != 1 {
+		t.Errorf("changes: %v", got)
 	}
 }
 
