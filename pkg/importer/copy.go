@@ -11,6 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// maxCall bounds the items of one call, in bytes, below gRPC's usual 4 MB.
+const maxCall = 1 << 20
+
 // kind is one kind of item and the calls about it.
 type kind[T proto.Message] struct {
 	name, plural string
@@ -128,11 +131,27 @@ func (c *copying[T]) flush(ctx context.Context, atLeast int) error {
 	return nil
 }
 
+// write writes items by calls of at most maxCall bytes.
 func (c *copying[T]) write(ctx context.Context, items []T, call func(context.Context, grpc.ClientConnInterface, []T) ([]result, error), done *int) error {
 	if c.DryRun {
 		*done += len(items)
 		return nil
 	}
+	for len(items) > 0 {
+		n, size := 1, proto.Size(items[0])
+		for n < len(items) && size+proto.Size(items[n]) <= maxCall {
+			size += proto.Size(items[n])
+			n++
+		}
+		if err := c.writeCall(ctx, items[:n], call, done); err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	return nil
+}
+
+func (c *copying[T]) writeCall(ctx context.Context, items []T, call func(context.Context, grpc.ClientConnInterface, []T) ([]result, error), done *int) error {
 	results, err := call(ctx, c.To, items)
 	if err != nil {
 		return err

@@ -16,8 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Sizes of calls: their messages stay far below gRPC's usual 4 MB, also when
-// entries have dozens of selectors.
+// How many entries a call reads and writes.
 const (
 	entryPage  = 500
 	entryBatch = 200

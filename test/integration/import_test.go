@@ -186,6 +186,25 @@ func TestImportNamesWhatItCannot(t *testing.T) {
 	}
 }
 
+// TestImportOfLargeEntries: what fits into one call each, and not together.
+func TestImportOfLargeEntries(t *testing.T) {
+	t.Parallel()
+	from, to := twoServers(t)
+	const n = 40
+	for i := range n {
+		e := from.entry(fmt.Sprintf("/w%d", i), from.id("/node"), fmt.Sprintf("unix:uid:%d", i))
+		for j := range 200 {
+			e.Selectors = append(e.Selectors, &types.Selector{Type: "large", Value: fmt.Sprintf("%d-%s", j, strings.Repeat("x", 900))})
+		}
+		from.create(e)
+	}
+	out, report := to.importFrom(from)
+	entries, _ := report["entries"].(map[string]any)
+	if out.code != 0 || entries["created"] != float64(n) || entries["verified"] != true {
+		t.Fatalf("the import ended with %d: %s%s", out.code, out.stdout, out.stderr)
+	}
+}
+
 func TestImportRefuses(t *testing.T) {
 	t.Parallel()
 	s, other := newWorld(t, "imp").startServer(serverOptions{}), newWorld(t, "oth").startServer(serverOptions{})
