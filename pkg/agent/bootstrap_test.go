@@ -41,7 +41,10 @@ func TestBundleFromAUnixSocket(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
-	t.Cleanup(func() { _ = srv.Close(); <-done })
+	t.Cleanup(func() {
+		_ = srv.Close()
+		_ = <-done
+	})
 
 	a := bootstrapping(Section{TrustBundleURL: "http://any/path?who=node", TrustBundleUnixSocket: socket, ServerAddress: "10.0.0.1"})
 	if _, err := a.bootstrapBundle(t.Context()); err == nil || !strings.Contains(err.Error(), "no trust bundle") {
@@ -119,7 +122,11 @@ func TestDownloadIsBounded(t *testing.T) {
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: handler}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
-	t.Cleanup(func() { close(stop); _ = srv.Close(); <-done })
+	t.Cleanup(func() {
+		close(stop)
+		_ = srv.Close()
+		_ = <-done
+	})
 	for path, want := range map[string]string{
 		"/large": "larger than", "/missing": "404", "/loop": "redirects too often", "/away": "redirects too often", "/slow": "deadline",
 	} {

@@ -77,7 +77,7 @@ func Problems(errs ...error) error {
 func flatten(errs []error) []error {
 	var all []error
 	for _, err := range errs {
-		many, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // only what is joined at the top is taken apart
+		many, ok := err.(interface{ Unwrap() []error })
 		switch {
 		case err == nil:
 		case ok:
