@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,7 +44,9 @@ func TestBundleFromAUnixSocket(t *testing.T) {
 	go func() { done <- srv.Serve(lis) }()
 	t.Cleanup(func() {
 		_ = srv.Close()
-		_ = <-done
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 
 	a := bootstrapping(Section{TrustBundleURL: "http://any/path?who=node", TrustBundleUnixSocket: socket, ServerAddress: "10.0.0.1"})
@@ -125,7 +128,9 @@ func TestDownloadIsBounded(t *testing.T) {
 	t.Cleanup(func() {
 		close(stop)
 		_ = srv.Close()
-		_ = <-done
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	for path, want := range map[string]string{
 		"/large": "larger than", "/missing": "404", "/loop": "redirects too often", "/away": "redirects too often", "/slow": "deadline",
