@@ -153,6 +153,9 @@ func decodeAgent(td spiffeid.TrustDomain, kv store.KV) (*Agent, error) {
 }
 
 func encodeBundle(b *Bundle) ([]byte, error) {
+	if err := checkRefreshHint(b.RefreshHint); err != nil {
+		return nil, err // It could not be read again.
+	}
 	r := &recordv1.Bundle{
 		RefreshHint:    int64(b.RefreshHint / time.Second),
 		SequenceNumber: b.SequenceNumber,
@@ -181,6 +184,9 @@ func decodeBundle(kv store.KV) (*Bundle, error) {
 	var r recordv1.Bundle
 	if err := proto.Unmarshal(kv.Value, &r); err != nil {
 		return nil, fmt.Errorf("decoding bundle of %q: %w", td.Name(), err)
+	}
+	if hint := r.GetRefreshHint(); hint < 0 || hint > int64(maxRefreshHint/time.Second) {
+		return nil, fmt.Errorf("decoding bundle of %q: the refresh hint of %d seconds is out of range", td.Name(), hint)
 	}
 	b := &Bundle{
 		TrustDomain:    td,

@@ -26,8 +26,8 @@ const (
 // the authorities are certificates and keys is checked where they come in
 // ([BundleFromWire]). The error is an [InvalidError].
 func (b *Bundle) Validate() error {
-	if b.RefreshHint < 0 || b.RefreshHint > maxRefreshHint || b.RefreshHint%time.Second != 0 {
-		return invalid("refresh_hint", "must be between 0 and %d whole seconds", int64(maxRefreshHint/time.Second))
+	if err := checkRefreshHint(b.RefreshHint); err != nil {
+		return err
 	}
 	if err := checkCount("x509_authorities", len(b.X509Authorities)); err != nil {
 		return err
@@ -53,6 +53,13 @@ func (b *Bundle) Validate() error {
 		if err := checkKey("wit_authorities", a.KeyID, a.PKIX, seen); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func checkRefreshHint(hint time.Duration) error {
+	if hint < 0 || hint > maxRefreshHint || hint%time.Second != 0 {
+		return invalid("refresh_hint", "must be between 0 and %d whole seconds", int64(maxRefreshHint/time.Second))
 	}
 	return nil
 }

@@ -393,3 +393,38 @@ func FuzzEndpointRule(f *testing.F) {
 		}
 	})
 }
+
+// FuzzDecodeTrust: a record of a bundle or a relationship that is taken is whole,
+// and is the same when it is written and read again.
+func FuzzDecodeTrust(f *testing.F) {
+	bundle, err1 := encodeBundle(filled[Bundle](f))
+	relationship, err2 := encodeRelationship(filled[FederationRelationship](f))
+	if err := errors.Join(err1, err2); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(bundle)
+	f.Add(relationship)
+	f.Add(bundle[:len(bundle)/2])
+	f.Fuzz(func(t *testing.T, value []byte) {
+		if b, err := decodeBundle(store.KV{Key: bundleKey(other), Value: value}); err == nil {
+			again, err := encodeBundle(b)
+			if err != nil {
+				return // Larger than is allowed.
+			}
+			now, err := decodeBundle(store.KV{Key: bundleKey(other), Value: again})
+			if diff := cmp.Diff(b, now, comparing); err != nil || diff != "" {
+				t.Errorf("bundle (-want +got): %v\n%s", err, diff)
+			}
+		}
+		if r, err := decodeRelationship(store.KV{Key: relationshipKey(other), Value: value}); err == nil {
+			again, err := encodeRelationship(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now, err := decodeRelationship(store.KV{Key: relationshipKey(other), Value: again})
+			if diff := cmp.Diff(r, now, comparing); err != nil || diff != "" {
+				t.Errorf("relationship (-want +got): %v\n%s", err, diff)
+			}
+		}
+	})
+}
