@@ -81,15 +81,6 @@ func (s *Socket) Path() (string, error) {
 	return s.fallback, nil
 }
 
-// Dial connects to the socket asked for; see [Dial].
-func (s *Socket) Dial(ctx context.Context) (*grpc.ClientConn, error) {
-	path, err := s.Path()
-	if err != nil {
-		return nil, err
-	}
-	return Dial(ctx, path)
-}
-
 // Dial connects to the Unix socket at path, without TLS. Unlike a plain gRPC
 // client it tries at once: no socket, nobody listening and no permission are
 // errors with a hint. The caller closes the connection.
