@@ -146,7 +146,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"admin socket":      {agent: `admin_socket_path = "@DIR@/admin/api.sock"`, want: ":9: agent.admin_socket_path"},
 		"SDS":               {agent: `sds { default_svid_name = "x" }`, want: ":9: agent.sds: not supported"},
 		"delegates":         {agent: `authorized_delegates = ["spiffe://validate.test/x"]`, want: ":9: agent.authorized_delegates: not supported"},
-		"availability":      {agent: `availability_target = "24h"`, want: ":9: agent.availability_target: not supported"},
+		"availability":      {agent: `availability_target = "23h"`, want: ":9: agent.availability_target: 23h0m0s is less than 24h"},
 		"broker":            {agent: `experimental { broker { brokers = [{ id = "x" }] } }`, want: ":9: agent.experimental.broker: not supported"},
 		"broker, misspelt":  {agent: `experimental { broker { brokers = [{ di = "x" }] } }`, want: "agent.experimental.broker.brokers[0].di: unknown key; did you mean \"id\"?"},
 		"named pipe":        {agent: `experimental { admin_named_pipe_name = "x" }`, want: ":9: agent.experimental.admin_named_pipe_name"},

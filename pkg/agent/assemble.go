@@ -68,7 +68,7 @@ func New(c *Config, o Options) (*Agent, error) {
 		}
 		found = append(found, at)
 	}
-	a.identity = &identity{td: td, keys: km, path: a.file(svidFile)}
+	a.identity = &identity{td: td, keys: km, path: a.file(svidFile), target: c.Agent.AvailabilityTarget}
 	a.state = &state{path: a.file(stateFile), withKeys: c.Agent.PersistSVIDs, log: o.Log}
 	keyType, err := keys.ParseType(c.Agent.WorkloadX509SVIDKeyType)
 	if err != nil {
@@ -80,7 +80,8 @@ func New(c *Config, o Options) (*Agent, error) {
 	if a.cache, err = cache.New(cache.Config{
 		TrustDomain: td, Minter: (*minter)(a), KeyType: keyType,
 		MaxX509SVIDs: c.Agent.X509SVIDCacheMaxSize, MaxJWTSVIDs: c.Agent.JWTSVIDCacheMaxSize,
-		Log: o.Log, Metrics: a.registry,
+		AvailabilityTarget: c.Agent.AvailabilityTarget,
+		Log:                o.Log, Metrics: a.registry,
 	}); err != nil {
 		return nil, err
 	}

@@ -100,8 +100,11 @@ type Section struct {
 	// WorkloadX509SVIDKeyType is the type of the workloads' keys: ec-p256 or
 	// rsa-2048.
 	WorkloadX509SVIDKeyType string `hcl:"workload_x509_svid_key_type" default:"ec-p256"`
-	// AvailabilityTarget is the outage that X509-SVIDs are to outlast.
-	AvailabilityTarget *time.Duration `hcl:"availability_target" refused:"X509-SVIDs are renewed at half their life, so that an outage of half of it harms nobody; give the entries a TTL of twice the target and remove the key"`
+	// AvailabilityTarget is the outage that X509-SVIDs, the agent's and the
+	// workloads', are to outlast, at least 24h: they are renewed when it is left
+	// of their life. Those that live less than 12h longer are renewed at half of
+	// their life, and so are those for which that is sooner.
+	AvailabilityTarget time.Duration `hcl:"availability_target" unset:"renewed at half of their life"`
 	// AllowUnauthenticatedVerifiers gives bundles to workloads that have no
 	// identity.
 	AllowUnauthenticatedVerifiers bool `hcl:"allow_unauthenticated_verifiers"`

@@ -35,6 +35,8 @@ type identity struct {
 	td   spiffeid.TrustDomain
 	keys keys.Manager
 	path string
+	// target is the outage that the SVID is to outlast, see svid.RotateFor.
+	target time.Duration
 
 	current atomic.Pointer[nodeSVID]
 	// reattests says that an SVID of this life was got by evidence that can be
@@ -234,9 +236,16 @@ func (id *identity) use(certs []*x509.Certificate, key keys.Key, reattestable bo
 		slot:         key.ID,
 		reattestable: reattestable,
 		taken:        taken,
-		renewAt:      svid.RotateAt(certs[0].NotBefore, certs[0].NotAfter, mathrand.Float64()), //nolint:gosec // only spreads the renewals
+		renewAt:      id.rotateAt(certs[0]),
 	})
 	return nil
+}
+
+// rotateAt is when the agent's own SVID is renewed.
+func (id *identity) rotateAt(c *x509.Certificate) time.Time {
+	spread := mathrand.Float64() //nolint:gosec // only spreads the renewals
+	at := svid.RotateAt(c.NotBefore, c.NotAfter, spread)
+	return svid.RotateFor(id.target, at, c.NotBefore.Add(svid.Backdate), c.NotAfter, spread)
 }
 
 func parseChain(chain [][]byte) ([]*x509.Certificate, error) {

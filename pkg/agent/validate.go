@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/keys"
@@ -12,6 +13,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
+
+// leastAvailability is the least availability_target, as in SPIRE.
+const leastAvailability = 24 * time.Hour
 
 // reporter takes one problem: the key, and what is wrong with its value.
 type reporter = func(key, format string, args ...any)
@@ -72,6 +76,9 @@ func (s *Section) values(report reporter) {
 	}
 	if t, err := keys.ParseType(s.WorkloadX509SVIDKeyType); err != nil || (t != keys.ECP256 && t != keys.RSA2048) {
 		report("agent.workload_x509_svid_key_type", "%q is not supported; use ec-p256 or rsa-2048", s.WorkloadX509SVIDKeyType)
+	}
+	if s.AvailabilityTarget != 0 && s.AvailabilityTarget < leastAvailability {
+		report("agent.availability_target", "%v is less than %v", s.AvailabilityTarget, leastAvailability)
 	}
 	if s.X509SVIDCacheMaxSize < 0 {
 		report("agent.x509_svid_cache_max_size", "%d is negative", s.X509SVIDCacheMaxSize)

@@ -42,3 +42,24 @@ func RotateAt(notBefore, notAfter time.Time, spread float64) time.Time {
 	}
 	return issuedAt.Add(time.Duration(float64(half) * (0.9 + 0.2*spread)))
 }
+
+// minGrace is how long an X509-SVID is used, at the least, before RotateFor asks
+// for the next; as in SPIRE.
+const minGrace = 12 * time.Hour
+
+// RotateFor is when the holder of an X509-SVID that is to outlast an outage of
+// target asks for the next: at the time given (of [RotateAt]), or so much sooner
+// that target is left. An SVID that lives too short for that, less than 12 h
+// longer than target, is asked for at the time given; so is any when target is 0.
+// spread, in [0,1), is as for RotateAt.
+func RotateFor(target time.Duration, at, issuedAt, notAfter time.Time, spread float64) time.Time {
+	grace := notAfter.Sub(issuedAt) - target
+	if target <= 0 || grace < minGrace {
+		return at
+	}
+	sooner := issuedAt.Add(time.Duration(float64(grace) * (1 - 0.1*spread)))
+	if sooner.Before(at) {
+		return sooner
+	}
+	return at
+}

@@ -54,3 +54,25 @@ func TestRotateAt(t *testing.T) {
 		t.Errorf("a certificate that is shorter than its backdating rotates at %s", got)
 	}
 }
+
+func TestRotateFor(t *testing.T) {
+	t.Parallel()
+	issued := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		target, ttl, want time.Duration // from half of the life
+		spread            float64
+	}{
+		{0, 48 * time.Hour, 24 * time.Hour, 0},
+		{24 * time.Hour, 40 * time.Hour, 16 * time.Hour, 0},
+		{24 * time.Hour, 40 * time.Hour, 15*time.Hour + 12*time.Minute, 0.5},
+		{24 * time.Hour, 36 * time.Hour, 12 * time.Hour, 0},
+		{24 * time.Hour, 36*time.Hour - 1, 18*time.Hour - 1, 0}, // lives too short
+		{24 * time.Hour, 7 * 24 * time.Hour, 84 * time.Hour, 0}, // half of the life is sooner
+		{24 * time.Hour, time.Hour, 30 * time.Minute, 0},
+	} {
+		got := svid.RotateFor(c.target, issued.Add(c.ttl/2), issued, issued.Add(c.ttl), c.spread).Sub(issued)
+		if got.Round(time.Millisecond) != c.want.Round(time.Millisecond) {
+			t.Errorf("%v of %v, spread %v: after %v, want %v", c.target, c.ttl, c.spread, got, c.want)
+		}
+	}
+}

@@ -64,6 +64,9 @@ type Config struct {
 	MaxX509SVIDs int
 	// MaxJWTSVIDs is how many JWT-SVIDs are kept for another call. Default 1000.
 	MaxJWTSVIDs int
+	// AvailabilityTarget is the outage that X509-SVIDs are to outlast where they
+	// live long enough, see svid.RotateFor; 0: half of their life.
+	AvailabilityTarget time.Duration
 	// KeyType of the workloads' keys; default keys.ECP256.
 	KeyType keys.Type
 	// Log defaults to nowhere.

@@ -264,7 +264,7 @@ func (c *Cache) minted(j *job, now time.Time, retry time.Duration) {
 	default:
 		r.fresh, r.failed, r.tries = false, nil, 0
 		r.svid, r.shown = j.svid, r.entry
-		r.mintAt = rotateAt(j.svid)
+		r.mintAt = c.rotateAt(j.svid)
 		if b := c.bundles[c.cfg.TrustDomain.Name()]; b != nil && b.tainted(j.svid) {
 			r.mintAt = earlier(r.mintAt, now.Add(taintedPause+jitter(taintedPause/3)))
 		}

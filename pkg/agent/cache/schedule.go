@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/credence-id/credence/pkg/svid"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -106,10 +107,12 @@ func (c *Cache) schedule(r *record) {
 	}
 }
 
-// rotateAt is the half-life of an SVID, ± 10 %.
-func rotateAt(s *x509SVID) time.Time {
+// rotateAt is the half-life of an SVID, ± 10 %, or sooner for one that is to
+// outlast an outage.
+func (c *Cache) rotateAt(s *x509SVID) time.Time {
 	half := s.notAfter.Sub(s.issued) / 2
-	return s.issued.Add(half + jitter(half/10))
+	at := s.issued.Add(half + jitter(half/10))
+	return svid.RotateFor(c.cfg.AvailabilityTarget, at, s.issued, s.notAfter, rand.Float64()) //nolint:gosec // No secret.
 }
 
 // jitter is between -d and d.

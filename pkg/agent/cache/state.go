@@ -104,7 +104,7 @@ func (c *Cache) adopt(r *record, svid *x509SVID) {
 	}
 	r.svid, r.shown, r.fresh = svid, r.entry, false
 	r.state = idle // its place in a queue is passed over
-	r.mintAt = rotateAt(svid)
+	r.mintAt = c.rotateAt(svid)
 	c.touch(r)
 	c.schedule(r)
 }
