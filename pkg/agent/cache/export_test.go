@@ -28,3 +28,8 @@ func (c *Cache) Sizes() (views, grantees, selectors, kept, unused, due, jwts int
 }
 
 const MaxIdleViews = maxIdleViews
+
+// Available is available.
+func (c *Cache) Available(svids []JWTSVID, errs []error) ([]JWTSVID, error) {
+	return c.available(svids, errs)
+}

@@ -297,3 +297,36 @@ func TestJWTsThatCannotBeHadAreLeftOut(t *testing.T) {
 		})
 	}
 }
+
+// TestJWTsOfEntriesThatHaveJustGone: an entry that goes while its token is made
+// is no identity any more, also if it was the first.
+func TestJWTsOfEntriesThatHaveJustGone(t *testing.T) {
+	t.Parallel()
+	c := newCache(t, cachetest.New(t, "example.org"))
+	gone, away := cache.ErrNoIdentity, fmt.Errorf("%w: away", cache.ErrUnavailable)
+	tests := []struct {
+		name string
+		errs []error
+		want string
+		err  error
+	}{
+		{"the first", []error{gone, nil, nil}, "bc", nil},
+		{"another", []error{nil, gone, nil}, "ac", nil},
+		{"all", []error{gone, gone, gone}, "", cache.ErrNoIdentity},
+		{"the first, and the next cannot be had", []error{gone, away, nil}, "", cache.ErrUnavailable},
+		{"the caller", []error{nil, context.Canceled, nil}, "", context.Canceled},
+	}
+	for _, test := range tests {
+		svids, err := c.Available([]cache.JWTSVID{{Token: "a"}, {Token: "b"}, {Token: "c"}}, test.errs)
+		if !errors.Is(err, test.err) {
+			t.Errorf("%s: error %v, want %v", test.name, err, test.err)
+		}
+		var got string
+		for _, svid := range svids {
+			got += svid.Token
+		}
+		if got != test.want {
+			t.Errorf("%s: tokens %q, want %q", test.name, got, test.want)
+		}
+	}
+}
