@@ -95,6 +95,23 @@ func TestWaitGivesBackWhenTheCallerGoes(t *testing.T) {
 	})
 }
 
+// Who is refused has taken nothing: asking again and again holds up nobody.
+func TestRefusalTakesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := New[string](1)
+		l.Allow(time.Now(), "a", 1)
+		for range 100 {
+			if _, err := l.Wait(t.Context(), "a", 1, time.Second/2); !errors.Is(err, ErrExceeded) {
+				t.Fatalf("Wait: %v", err)
+			}
+		}
+		if d, err := l.Wait(t.Context(), "a", 1, time.Second); d != time.Second || err != nil {
+			t.Errorf("the next waited %v: %v, want 1s", d, err)
+		}
+	})
+}
+
 func TestNoLimit(t *testing.T) {
 	t.Parallel()
 	for name, l := range map[string]*Limiter[int]{"nil": nil, "zero": {}, "of 0": New[int](0)} {

@@ -233,18 +233,8 @@ func (d *door) entrant(raw net.Conn) *entrant {
 	if d.trusted(e.raw) {
 		policy, e.seen = proxyproto.USE, netip.Prefix{}
 	}
-	e.Conn = proxyproto.NewConn(raw, proxyproto.WithPolicy(policy),
-		proxyproto.SetReadHeaderTimeout(proxyHeaderTimeout), proxyproto.ValidateHeader(checkProxyHeader))
+	e.Conn = proxyproto.NewConn(raw, proxyproto.WithPolicy(policy), proxyproto.SetReadHeaderTimeout(proxyHeaderTimeout))
 	return e
-}
-
-// checkProxyHeader refuses headers that speak for something else than a TCP
-// connection: limits are by its source.
-func checkProxyHeader(h *proxyproto.Header) error {
-	if _, ok := h.SourceAddr.(*net.TCPAddr); h.Command.IsProxy() && h.SourceAddr != nil && !ok {
-		return fmt.Errorf("PROXY protocol header for %s, want TCP", h.SourceAddr.Network())
-	}
-	return nil
 }
 
 // enter takes a place in a pool of sources and gives back the one it had.
@@ -324,7 +314,7 @@ func (e *entrant) announced() (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("reading a PROXY protocol header: %w", err)
 	}
 	source, ok := sourceOfAddr(proxied.RemoteAddr())
-	if !ok {
+	if !ok { // Limits are by the source, and a header may name any kind.
 		return netip.Prefix{}, fmt.Errorf("the source %s is not a TCP address", proxied.RemoteAddr().Network())
 	}
 	if source == e.seen {

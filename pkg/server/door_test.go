@@ -3,13 +3,17 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"golang.org/x/net/http2"
@@ -279,5 +283,37 @@ func TestConnectionsEnd(t *testing.T) {
 	}
 	if e.move(late); pool.Len() != 0 {
 		t.Error("a closed connection keeps a place")
+	}
+}
+
+// Who comes in without a certificate may stay for a while, who has one for a
+// while longer than it is good for.
+func TestWelcomeSaysHowLong(t *testing.T) {
+	t.Parallel()
+	d, err := newDoor(nil, 4096, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, path := range map[string]string{"stranger": "", "agent": "/spire/agent/x/1", "workload": "/w"} {
+		e := d.entrant(&sent{})
+		var chain []*x509.Certificate
+		want := time.Now().Add(strangerAge)
+		if path != "" {
+			cert, err := x509.ParseCertificate(selfSigned(t, spiffeid.RequireFromPath(spiffeid.RequireTrustDomainFromString(testDomain), path)).Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain, want = []*x509.Certificate{cert}, cert.NotAfter.Add(endGrace)
+		}
+		_, budget, err := e.welcome(e, e.seen, chain)
+		if err != nil || (budget != nil) != (path != "") {
+			t.Errorf("%s: budget %v, %v", name, budget, err)
+		}
+		if off := e.end.Sub(want).Abs(); off > 10*time.Second {
+			t.Errorf("%s: the connection ends at %v, want %v", name, e.end, want)
+		}
+	}
+	if d.strangers.Len() != 1 || d.agents.Len() != 1 || d.callers.Len() != 1 {
+		t.Errorf("%d strangers, %d agents, %d others, want one of each", d.strangers.Len(), d.agents.Len(), d.callers.Len())
 	}
 }
