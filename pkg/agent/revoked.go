@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -18,7 +19,7 @@ var errRevoked = errors.New("the authority of the agent's SVID was revoked while
 // revoked, the agent attests again, where its method and its evidence allow it,
 // and errRenewed is returned. Else it is the error itself.
 func (a *Agent) attestIfRevoked(ctx context.Context, own *nodeSVID, err error) error {
-	if errors.Is(err, errUntrusted) {
+	if errors.Is(err, errUntrusted) || !time.Now().Before(own.notAfter()) {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
