@@ -31,13 +31,14 @@ func prettyWord(w io.Writer) error {
 
 func TestPrint(t *testing.T) {
 	t.Parallel()
-	entry := &typesv1.Entry{Id: "<a&b>", SpiffeId: &typesv1.SPIFFEID{TrustDomain: "td", Path: "/x"}, ExpiresAt: 1 << 53}
+	entry := &typesv1.Entry{Id: "<a&b>", SpiffeId: &typesv1.SPIFFEID{TrustDomain: "td", Path: "/x"}, ExpiresAt: 1 << 53,
+		Selectors: []*typesv1.Selector{{Type: "t", Value: "v"}}, DnsNames: []string{"d"}}
 	const (
-		line = `{"admin":false,"created_at":"0","dns_names":[],"downstream":false,"expires_at":"9007199254740992","federates_with":[],` +
-			`"hint":"","id":"\u003ca\u0026b\u003e","jwt_svid_ttl":0,"revision_number":"0","selectors":[],"spiffe_id":{"path":"/x","trust_domain":"td"},` +
+		line = `{"admin":false,"created_at":"0","dns_names":["d"],"downstream":false,"expires_at":"9007199254740992","federates_with":[],` +
+			`"hint":"","id":"\u003ca\u0026b\u003e","jwt_svid_ttl":0,"revision_number":"0","selectors":[{"type":"t","value":"v"}],"spiffe_id":{"path":"/x","trust_domain":"td"},` +
 			`"store_svid":false,"x509_svid_ttl":0}`
-		lines = "admin: false\ncreated_at: \"0\"\ndns_names: []\ndownstream: false\nexpires_at: \"9007199254740992\"\nfederates_with: []\n" +
-			"hint: \"\"\nid: <a&b>\njwt_svid_ttl: 0\nrevision_number: \"0\"\nselectors: []\nspiffe_id:\n  path: /x\n  trust_domain: td\n" +
+		lines = "admin: false\ncreated_at: \"0\"\ndns_names:\n  - d\ndownstream: false\nexpires_at: \"9007199254740992\"\nfederates_with: []\n" +
+			"hint: \"\"\nid: <a&b>\njwt_svid_ttl: 0\nrevision_number: \"0\"\nselectors:\n  - type: t\n    value: v\nspiffe_id:\n  path: /x\n  trust_domain: td\n" +
 			"store_svid: false\nx509_svid_ttl: 0\n"
 	)
 	tests := []struct {
@@ -117,6 +118,16 @@ func TestPrintValue(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("YAML differs from JSON (-json +yaml):\n%s\n%s", diff, inYAML.String())
+	}
+}
+
+func TestKindsOfFormat(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"pretty", "json", "yaml"} {
+		f := formatOf(t, "-o", name)
+		if f.String() != name || f.IsJSON() != (name == "json") || f.IsPretty() != (name == "pretty") {
+			t.Errorf("%s: %s, JSON %t, pretty %t", name, f, f.IsJSON(), f.IsPretty())
+		}
 	}
 }
 
