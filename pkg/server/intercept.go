@@ -64,7 +64,7 @@ func tapIn(ctx context.Context, info *tap.Info) (context.Context, error) {
 	case timeout == 0:
 		return ctx, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout) //nolint:gosec // G118: see timed
 	return timed{ctx, cancel}, nil
 }
 
