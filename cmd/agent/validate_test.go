@@ -149,6 +149,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"availability":      {agent: `availability_target = "23h"`, want: ":9: agent.availability_target: 23h0m0s is less than 24h"},
 		"broker":            {agent: `experimental { broker { brokers = [{ id = "x" }] } }`, want: ":9: agent.experimental.broker: not supported"},
 		"broker, misspelt":  {agent: `experimental { broker { brokers = [{ di = "x" }] } }`, want: "agent.experimental.broker.brokers[0].di: unknown key; did you mean \"id\"?"},
+		"sync interval":     {agent: `experimental { sync_interval = "1ms" }`, want: ":9: agent.experimental.sync_interval: 1ms is less than 1s"},
 		"named pipe":        {agent: `experimental { admin_named_pipe_name = "x" }`, want: ":9: agent.experimental.admin_named_pipe_name"},
 		"tokens":            {agent: `join_token = "x" join_token_file = "y"`, want: ":9: agent.join_token_file: is exclusive"},
 		"token's file":      {agent: `join_token_file = "/nowhere"`, want: ":9: agent.join_token_file"},

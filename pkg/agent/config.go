@@ -143,8 +143,9 @@ type SDS struct {
 
 // Experimental is the section experimental.
 type Experimental struct {
-	// SyncInterval is how often a server without our push stream is polled.
-	SyncInterval *time.Duration `hcl:"sync_interval" accepted:"changes are pushed; a SPIRE server is polled every 5 s"`
+	// SyncInterval is how often a SPIRE server is polled, which has no push
+	// stream; ours is never polled.
+	SyncInterval time.Duration `hcl:"sync_interval" unset:"5s"`
 	// UseSyncAuthorizedEntries chooses the call that polls.
 	UseSyncAuthorizedEntries *bool `hcl:"use_sync_authorized_entries" accepted:"changes are pushed; a SPIRE server is polled by SyncAuthorizedEntries"`
 	// JWTSVIDCacheHitTimeout is how long to wait for a new JWT-SVID while an

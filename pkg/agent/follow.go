@@ -149,7 +149,8 @@ func (a *Agent) session(ctx context.Context) error {
 
 // followOn follows the push stream, or polls a server that has none.
 func (a *Agent) followOn(ctx context.Context, l *link) error {
-	c := feed.Config{Conn: l.conn, Cache: (*sink)(a), Version: a.version, OnSynced: func() { a.synced(ctx) }}
+	c := feed.Config{Conn: l.conn, Cache: (*sink)(a), Version: a.version, OnSynced: func() { a.synced(ctx) },
+		PollInterval: a.config.Agent.Experimental.SyncInterval}
 	a.pushed.Store(true)
 	err := feed.Follow(ctx, c)
 	if status.Code(err) == codes.Unimplemented {

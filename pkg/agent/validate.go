@@ -17,6 +17,9 @@ import (
 // leastAvailability is the least availability_target, as in SPIRE.
 const leastAvailability = 24 * time.Hour
 
+// leastSync is the least sync_interval that a server can be expected to bear.
+const leastSync = time.Second
+
 // reporter takes one problem: the key, and what is wrong with its value.
 type reporter = func(key, format string, args ...any)
 
@@ -79,6 +82,9 @@ func (s *Section) values(report reporter) {
 	}
 	if s.AvailabilityTarget != 0 && s.AvailabilityTarget < leastAvailability {
 		report("agent.availability_target", "%v is less than %v", s.AvailabilityTarget, leastAvailability)
+	}
+	if every := s.Experimental.SyncInterval; every != 0 && every < leastSync {
+		report("agent.experimental.sync_interval", "%v is less than %v", every, leastSync)
 	}
 	if s.X509SVIDCacheMaxSize < 0 {
 		report("agent.x509_svid_cache_max_size", "%d is negative", s.X509SVIDCacheMaxSize)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"google.golang.org/grpc"
@@ -33,6 +34,8 @@ type Config struct {
 	Cache Cache
 	// Version is the agent's, for the operator's lists.
 	Version string
+	// PollInterval is how often [Poll] asks, ± 10 %; default [PollInterval].
+	PollInterval time.Duration
 	// OnSynced is called each time the cache has caught up; may be nil.
 	OnSynced func()
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"github.com/google/go-cmp/cmp"
@@ -257,5 +258,25 @@ func TestPollFollowsSPIRE(t *testing.T) {
 	}
 	if err := p.round(t.Context()); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("third round: %v, want the server's refusal", err)
+	}
+}
+
+// TestPollAsksAsOftenAsToldTo: three rounds and the refusal of the fourth come
+// within a moment when PollInterval says so, and take seconds by default.
+func TestPollAsksAsOftenAsToldTo(t *testing.T) {
+	t.Parallel()
+	s := &spire{rounds: []map[string]int64{{"a": 0}, {"a": 0}, {"a": 0}}}
+	conn := serve(t, func(g *grpc.Server) {
+		entryv1.RegisterEntryServer(g, s)
+		bundlev1.RegisterBundleServer(g, s)
+	})
+	synced, begin := 0, time.Now()
+	err := Poll(t.Context(), Config{Conn: conn, Cache: new(journal), PollInterval: 20 * time.Millisecond, OnSynced: func() { synced++ }})
+	took := time.Since(begin)
+	if status.Code(err) != codes.PermissionDenied || synced != 3 {
+		t.Errorf("%d rounds, then %v", synced, err)
+	}
+	if took < 3*18*time.Millisecond || took > PollInterval {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// PollInterval is how often a server without the stream is asked, as SPIRE's
-// own agents do, ± 10 %.
+// PollInterval is how often a server without the stream is asked unless Config
+// says otherwise, as SPIRE's own agents do, ± 10 %.
 const PollInterval = 5 * time.Second
 
 // maxSyncEntries bounds the entry IDs of one request for full entries.
@@ -43,9 +44,10 @@ func Poll(ctx context.Context, c Config) error {
 			c.OnSynced()
 		}
 		// A foreign server that offers no stream can only be polled.
-		jitter := time.Duration(rand.Int64N(int64(PollInterval / 5))) //nolint:gosec // only spreads the polls
+		every := cmp.Or(c.PollInterval, PollInterval)
+		jitter := time.Duration(rand.Int64N(int64(every/5) + 1)) //nolint:gosec // only spreads the polls
 		select {
-		case <-time.After(PollInterval*9/10 + jitter):
+		case <-time.After(every*9/10 + jitter):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
