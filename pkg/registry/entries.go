@@ -29,7 +29,7 @@ type EntryUpdate struct {
 }
 
 // CreateEntries makes entries and answers for each, in order. An empty ID is
-// filled in with a UUIDv7, a CreatedAt that is empty or to come with the present;
+// filled in with a UUIDv7, a CreatedAt that is empty or far ahead with now;
 // RevisionNumber is set. It refuses an entry that breaks a rule (ErrInvalid),
 // that federates with a trust domain whose bundle is not there (ErrInvalid), or
 // that is similar to another, of this batch or before it, or has its ID
@@ -113,6 +113,10 @@ type draft struct {
 	result *EntryResult
 }
 
+// clockLead is how far in the future an entry may have been created by another
+// server's clock; SPIRE's servers also round to the next second.
+const clockLead = time.Minute
+
 func (r *Registry) draft(in *Entry, now time.Time) (*draft, error) {
 	e := in.Clone()
 	d := &draft{entry: e, chosen: e.ID != ""}
@@ -123,7 +127,7 @@ func (r *Registry) draft(in *Entry, now time.Time) (*draft, error) {
 		}
 		e.ID = id.String()
 	}
-	if e.CreatedAt.IsZero() || e.CreatedAt.After(now) {
+	if e.CreatedAt.IsZero() || e.CreatedAt.After(now.Add(clockLead)) {
 		e.CreatedAt = now
 	}
 	e.CreatedAt, e.RevisionNumber, e.ModRevision = e.CreatedAt.UTC().Truncate(time.Second), 0, 0
