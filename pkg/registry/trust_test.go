@@ -428,3 +428,27 @@ func FuzzDecodeTrust(f *testing.F) {
 		}
 	})
 }
+
+// TestBundleOfKeysThatNoJWKSHas: an authority that cannot be written as a JWK
+// would keep all of its bundle from whoever reads a JWKS.
+func TestBundleOfKeysThatNoJWKSHas(t *testing.T) {
+	t.Parallel()
+	for curve, good := range map[elliptic.Curve]bool{elliptic.P224(): false, elliptic.P256(): true, elliptic.P521(): true} {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkix, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range []*types.Bundle{
+			{TrustDomain: "other.org", JwtAuthorities: []*types.JWTKey{{KeyId: "x", PublicKey: pkix}}},
+			{TrustDomain: "other.org", WitAuthorities: []*types.WITKey{{KeyId: "x", PublicKey: pkix}}},
+		} {
+			if _, err := BundleFromWire(w); (err == nil) != good || err != nil && !errors.Is(err, ErrInvalid) {
+				t.Errorf("%s: want good=%t, got %v", curve.Params().Name, good, err)
+			}
+		}
+	}
+}

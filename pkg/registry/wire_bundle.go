@@ -6,6 +6,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/credence-id/credence/pkg/svid"
 )
 
 // ToWire is the bundle as SPIRE's API shows it, with every field.
@@ -103,8 +105,12 @@ func keyFromWire(field string, k keyMessage) (time.Time, error) {
 	if k.GetKeyId() == "" {
 		return time.Time{}, invalid(field, "missing key ID")
 	}
-	if _, err := x509.ParsePKIXPublicKey(k.GetPublicKey()); err != nil {
+	key, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+	if err != nil {
 		return time.Time{}, invalid(field, "key %.64q is not a PKIX public key", k.GetKeyId())
+	}
+	if err := svid.CheckJWK(key); err != nil {
+		return time.Time{}, invalid(field, "key %.64q: %v", k.GetKeyId(), err)
 	}
 	if at := k.GetExpiresAt(); at < 0 || at > maxExpiry {
 		return time.Time{}, invalid(field, "key %.64q: expires_at must be 0 or a time between 1970 and the year 10000", k.GetKeyId())

@@ -3,6 +3,7 @@ package svid
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -36,6 +37,23 @@ func checkKey(pub crypto.PublicKey) error {
 	default:
 		return fmt.Errorf("%w: public key: type %T is not EC or RSA", ErrRefused, pub)
 	}
+}
+
+// CheckJWK says whether a public key can be part of a JWKS (RFC 7518, 6.2 and
+// 6.3; RFC 8037), and so of a bundle that others shall read: one key that is
+// none would cost them all of it. Some that can do not verify any SVID. The
+// error is an [ErrInvalid].
+func CheckJWK(pub crypto.PublicKey) error {
+	switch k := pub.(type) {
+	case *rsa.PublicKey, ed25519.PublicKey:
+		return nil
+	case *ecdsa.PublicKey:
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521() {
+			return nil
+		}
+		return fmt.Errorf("%w: public key: a JWKS cannot have one of the curve %s", ErrInvalid, k.Curve.Params().Name)
+	}
+	return fmt.Errorf("%w: public key: a JWKS cannot have one of type %T", ErrInvalid, pub)
 }
 
 func checkRSA(k *rsa.PublicKey) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/credence-id/credence/pkg/svid"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -62,6 +63,10 @@ func parseBundle(state *feedv1.BundleState) (*Bundle, error) {
 		key, err := x509.ParsePKIXPublicKey(a.GetPublicKey())
 		if err == nil && a.GetKeyId() == "" {
 			err = errors.New("key ID is empty")
+		}
+		if err == nil {
+			// It would keep the others from workloads, who get a JWKS.
+			err = svid.CheckJWK(key)
 		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("bundle of trust domain %q: JWT authority %d: %w", td.Name(), i, err))
