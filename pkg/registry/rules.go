@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/pkg/attest"
+	"github.com/credence-id/credence/pkg/svid"
 )
 
 // Limits of what a client may register.
@@ -79,8 +80,8 @@ func (e *Entry) Validate(td spiffeid.TrustDomain) error {
 		return invalid("dns_names", "are %d, at most %d are allowed", len(e.DNSNames), maxDNSNames)
 	}
 	for _, name := range e.DNSNames {
-		if rule := dnsNameRule(name); rule != "" {
-			return invalid("dns_names", "%q: %s", name, rule)
+		if err := svid.ValidateDNSName(name); err != nil {
+			return invalid("dns_names", "%q: %v", name, err)
 		}
 	}
 	if len(e.Hint) > maxHint {
@@ -193,46 +194,6 @@ func checkTTL(field string, ttl time.Duration) error {
 		return invalid(field, "is too large")
 	}
 	return nil
-}
-
-// dnsNameRule returns the rule that a DNS name breaks, or nothing: RFC 1123
-// labels in ASCII (an internationalized name is given in its xn-- form), of
-// which the first may be the wildcard.
-func dnsNameRule(name string) string {
-	if name == "" {
-		return "is empty"
-	}
-	if len(name) > 253 {
-		return "is longer than 253 bytes"
-	}
-	labels := strings.Split(name, ".")
-	if labels[0] == "*" && len(labels) > 1 {
-		labels = labels[1:]
-	}
-	for _, label := range labels {
-		if rule := labelRule(label); rule != "" {
-			return rule
-		}
-	}
-	return ""
-}
-
-func labelRule(label string) string {
-	switch {
-	case label == "":
-		return "has an empty label"
-	case len(label) > 63:
-		return "has a label longer than 63 bytes"
-	case label[0] == '-' || label[len(label)-1] == '-':
-		return "has a label that begins or ends with a hyphen"
-	case strings.ContainsFunc(label, func(c rune) bool { return !isLabelChar(c) }):
-		return "labels may hold only letters, digits and hyphens"
-	}
-	return ""
-}
-
-func isLabelChar(c rune) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-'
 }
 
 // Validate holds an agent against every rule that needs no other record.

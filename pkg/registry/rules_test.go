@@ -76,7 +76,7 @@ func TestS08_EntryRules(t *testing.T) {
 		{"DNS inner star", func(e *types.Entry) { e.DnsNames = []string{"a.*.b"} }, "dns_names"},
 		{"DNS hyphen first", func(e *types.Entry) { e.DnsNames = []string{"-a"} }, "dns_names"},
 		{"DNS hyphen last", func(e *types.Entry) { e.DnsNames = []string{"a-"} }, "dns_names"},
-		{"DNS underscore", func(e *types.Entry) { e.DnsNames = []string{"a_b"} }, "dns_names"},
+		{"DNS underscore", func(e *types.Entry) { e.DnsNames = []string{"_a_.b_c"} }, ""},
 		{"DNS not ASCII", func(e *types.Entry) { e.DnsNames = []string{"bücher"} }, "dns_names"},
 		{"hint 1023", func(e *types.Entry) { e.Hint = strings.Repeat("h", 1023) }, ""},
 		{"hint 1024", func(e *types.Entry) { e.Hint = strings.Repeat("h", 1024) }, ""},

@@ -105,8 +105,8 @@ func (r *X509Request) check(td spiffeid.TrustDomain) error {
 		return fmt.Errorf("%w: DNS names: %d are more than %d", ErrRefused, len(r.DNSNames), MaxDNSNames)
 	}
 	for i, name := range r.DNSNames {
-		if err := checkDNSName(name); err != nil {
-			return err
+		if err := ValidateDNSName(name); err != nil {
+			return fmt.Errorf("%w: DNS name %q: %w", ErrRefused, name, err)
 		}
 		if slices.Contains(r.DNSNames[:i], name) {
 			return fmt.Errorf("%w: DNS name %q is given twice", ErrRefused, name)
@@ -154,33 +154,6 @@ func checkTTL(ttl time.Duration) error {
 		return fmt.Errorf("%w: TTL %s is not between 1ns and 100 years", ErrRefused, ttl)
 	}
 	return nil
-}
-
-// checkDNSName wants the preferred name syntax of RFC 1034, 3.5, as RFC 1123,
-// 2.1 relaxes it, and allows a wildcard as the whole first label.
-func checkDNSName(name string) error {
-	if len(name) == 0 || len(name) > 253 {
-		return fmt.Errorf("%w: DNS name of %d bytes is not between 1 and 253", ErrRefused, len(name))
-	}
-	for label := range strings.SplitSeq(strings.TrimPrefix(name, "*."), ".") {
-		if !isLabel(label) {
-			return fmt.Errorf("%w: DNS name %q: label %q is not 1 to 63 letters, digits and inner hyphens", ErrRefused, name, label)
-		}
-	}
-	return nil
-}
-
-func isLabel(l string) bool {
-	if len(l) == 0 || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' {
-		return false
-	}
-	for i := range len(l) {
-		c := l[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
 }
 
 // X509Approval is an X509-SVID that passed its profile and is not signed yet.
