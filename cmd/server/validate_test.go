@@ -100,6 +100,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"good, after the flags":        {server: `log_level = "loud"`, args: []string{"-logLevel", "debug"}},
 		"good, with empty flags":       {args: []string{"-trustDomain", "", "-serverPort", "0"}},
 		"good, with a byte order mark": {text: "\xef\xbb\xbf"},
+		"good, SVIDs cut by their CA":  {server: `ca_ttl = "1h" agent_ttl = "48h"`},
 		"good, profiles named":         {server: `profiling_names = ["heap"] profiling_freq = 10`},
 
 		"flag":                 {args: []string{"-logLevel", "loud"}, want: "-logLevel: server.log_level: "},
@@ -110,8 +111,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"wrong type":           {server: `ca_ttl = 5`, want: ":8: server.ca_ttl: expected a duration"},
 		"key type":             {server: `ca_key_type = "dsa"`, want: ":8: server.ca_key_type"},
 		"JWT key type":         {server: `jwt_key_type = "dsa"`, want: ":8: server.jwt_key_type"},
-		"TTL":                  {server: `ca_ttl = "1h"`, want: ":8: server.ca_ttl"},
-		"TTL of agents":        {server: `agent_ttl = "48h"`, want: "server.ca_ttl"},
+		"TTL":                  {server: `ca_ttl = "1ms"`, want: ":8: server.ca_ttl"},
 		"TLS":                  {server: `tls_min_version = "1.1"`, want: ":8: server.tls_min_version"},
 		"admin":                {server: `admin_ids = ["x"]`, want: ":8: server.admin_ids"},
 		"log level":            {server: `log_level = "loud"`, want: ":8: server.log_level"},

@@ -81,8 +81,6 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"log format":                {server(`log_format = "xml"`), []string{"server.log_format", "json"}},
 		"negative TTL":              {server(`ca_ttl = "-1h"`), []string{"server.ca_ttl"}},
 		"no duration":               {server(`ca_ttl = "soon"`), []string{"server.ca_ttl", "duration"}},
-		"SVID outlives its CA":      {server(`ca_ttl = "1h" default_x509_svid_ttl = "1h"`), []string{"server.ca_ttl", "outlive"}},
-		"agent outlives its CA":     {server(`ca_ttl = "2h" agent_ttl = "3h"`), []string{"server.ca_ttl", "agent_ttl"}},
 		"federation":                {server(`federation { bundle_endpoint { port = 8443 } }`), []string{"server.federation: not supported", "remove"}},
 		"profiling":                 {server(`profiling_enabled = true`), []string{"server.conf:1: server.profiling_port: 0 is not between"}},
 		"OPA":                       {server(`experimental { auth_opa_policy_engine { } }`), []string{"server.experimental.auth_opa_policy_engine: not supported"}},

@@ -109,9 +109,6 @@ func (s Settings) lifetimes(report reporter) {
 			report("server."+k.key, "%v is shorter than %v", k.ttl, minTTL)
 		}
 	}
-	if longest := max(s.DefaultX509SVIDTTL, s.AgentTTL); longest >= s.CATTL && s.CATTL >= minTTL {
-		report("server.ca_ttl", "%v is not longer than default_x509_svid_ttl and agent_ttl (%v), which it must outlive", s.CATTL, longest)
-	}
 	if s.PruneAttestedNodesExpiredFor < 0 {
 		report("server.prune_attested_nodes_expired_for", "%v is negative", s.PruneAttestedNodesExpiredFor)
 	}

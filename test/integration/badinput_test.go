@@ -55,8 +55,8 @@ func TestAServerThatCannotStartSaysWhyAndLeavesNothing(t *testing.T) {
 		{"admin ID", replace("log_level", `admin_ids = ["spiffe://refusal.test/a//b"]
 	log_level`), nil, false, []string{"server.admin_ids", "spiffe://refusal.test/a//b", "empty segments"}},
 		{"log level", replace(`"DEBUG"`, `"LOUD"`), nil, false, []string{"server.log_level", "LOUD", "DEBUG, INFO, WARN or ERROR"}},
-		{"lifetime", replace("log_level", `ca_ttl = "1m"
-	log_level`), nil, false, []string{"server.ca_ttl", "1m0s", "default_x509_svid_ttl"}},
+		{"lifetime", replace("log_level", `ca_ttl = "1ms"
+	log_level`), nil, false, []string{"server.ca_ttl", "1ms is shorter than"}},
 		{"no key manager", replace(`KeyManager "disk" { plugin_data {} }`, ""), nil, false, []string{"plugins.KeyManager", `"disk"`, `"memory"`}},
 		{"busy port", func(t *testing.T, s *server, text string) string {
 			lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", s.port))
