@@ -105,13 +105,21 @@ func (u *bundleDraft) at(rev store.Revision) *Bundle {
 // AppendBundle adds authorities to the bundle of this server's own trust domain
 // and returns it as it is now. What the bundle has already stays as it is. It
 // returns ErrNotFound, and refuses what breaks a rule of [Bundle.Validate]
-// (ErrInvalid), such as a key ID that another key has.
+// (ErrInvalid), such as a key ID that another key has, and what would fill the
+// bundle up: the next authority of a server must always have room in it.
 func (r *Registry) AppendBundle(ctx context.Context, add *Bundle) (*Bundle, error) {
 	return r.UpdateBundle(ctx, r.td, func(b *Bundle) error {
 		if b.SequenceNumber == 0 { // It counts from 1.
 			return ErrNotFound
 		}
-		return b.append(add)
+		before := b.size()
+		if err := b.append(add); err != nil {
+			return err
+		}
+		if n := b.size(); n > before && n > maxAppended {
+			return invalid("bundle", "would be %d bytes long, and at most %d are allowed after authorities of others were appended: remove some first", n, maxAppended)
+		}
+		return nil
 	})
 }
 

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -79,6 +80,40 @@ func TestUpdateBundle(t *testing.T) {
 	}
 	if err := deleteBundle(t, r, other, Restrict); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAppendedLeaveRoom: whoever may append authorities, such as a downstream
+// server, can not keep this server from publishing its next one.
+func TestAppendedLeaveRoom(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	own := func(b *Bundle) error {
+		b.X509Authorities = append(b.X509Authorities, X509Authority{DER: make([]byte, 2<<10)})
+		return nil
+	}
+	if _, err := r.UpdateBundle(t.Context(), td, own); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	add := &Bundle{}
+	n := 0
+	for ; err == nil && n < maxAuthorities; n++ {
+		add = &Bundle{JWTAuthorities: []JWTAuthority{{KeyID: fmt.Sprintf("%01000d", n), PKIX: make([]byte, 100)}}}
+		_, err = r.AppendBundle(t.Context(), add)
+	}
+	if !errors.Is(err, ErrInvalid) || n*1100 < maxAppended*9/10 {
+		t.Fatalf("after %d keys: want ErrInvalid when the bundle has %d bytes, got %v", n, maxAppended, err)
+	}
+	for range 32 {
+		if _, err := r.UpdateBundle(t.Context(), td, own); err != nil {
+			t.Fatalf("the server's own: %v", err)
+		}
+	}
+	// What is there already is no addition.
+	add.JWTAuthorities[0].KeyID = fmt.Sprintf("%01000d", 0)
+	if _, err := r.AppendBundle(t.Context(), add); err != nil {
+		t.Errorf("appended again: %v", err)
 	}
 }
 

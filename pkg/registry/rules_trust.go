@@ -3,6 +3,7 @@ package registry
 import (
 	"net/url"
 	"slices"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -16,6 +17,10 @@ const (
 	maxTrustDomain = 255
 	// maxAuthorities bounds the authorities of each kind in one bundle.
 	maxAuthorities = 1000
+	// maxAppended is how large, in bytes, authorities of others can make this
+	// trust domain's bundle. What is left of maxRecord is for its servers' own:
+	// one that finds no room cannot sign any more.
+	maxAppended = 384 << 10
 	// maxKeyID bounds a key's ID, in bytes.
 	maxKeyID = 1024
 	// maxURL bounds the URL of a bundle endpoint, in bytes.
@@ -125,10 +130,18 @@ func endpointRule(text string) string {
 		return "must use the https scheme"
 	case u.Hostname() == "":
 		return "must specify the host"
+	case !portInRange(u.Port()):
+		return "has a port that is not between 1 and 65535"
 	case u.User != nil:
 		return "must not contain user info"
 	}
 	return ""
+}
+
+// portInRange says whether text is empty or a TCP port.
+func portInRange(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return text == "" || err == nil && n > 0
 }
 
 // normalizeDomains sorts and removes repeats.

@@ -292,6 +292,9 @@ func TestS08_RelationshipRules(t *testing.T) {
 	}{
 		{"web", "", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://x", BundleEndpointProfile: web}},
 		{"port and query", "", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://[::1]:8443/a?b#c", BundleEndpointProfile: web}},
+		{"highest port", "", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://x:65535", BundleEndpointProfile: web}},
+		{"port + 1", "bundle_endpoint_url", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://x:65536", BundleEndpointProfile: web}},
+		{"port 0", "bundle_endpoint_url", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://x:0", BundleEndpointProfile: web}},
 		{"upper case scheme", "", &w{TrustDomain: "other.org", BundleEndpointUrl: "HTTPS://x", BundleEndpointProfile: web}},
 		{"spiffe", "", &w{TrustDomain: "other.org", BundleEndpointUrl: "https://x", BundleEndpointProfile: id(40)}},
 		{"URL - 1", "", &w{TrustDomain: "other.org", BundleEndpointUrl: url(maxURL - 1), BundleEndpointProfile: web}},
