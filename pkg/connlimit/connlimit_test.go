@@ -97,6 +97,27 @@ func TestPoolOfTheNewest(t *testing.T) {
 	}
 }
 
+func TestPoolEvictsAll(t *testing.T) {
+	t.Parallel()
+	p := &people{pool: NewPool[string](PoolConfig{})}
+	var left *Place[string]
+	for _, key := range []string{"a", "b", "", "a"} {
+		var err error
+		if left, err = p.enter(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left.Leave()
+	p.pool.EvictAll()
+	p.pool.EvictAll()
+	if want := []int{0, 1, 2}; !slices.Equal(p.gone, want) || p.pool.Len() != 0 {
+		t.Errorf("gone are %v, want %v; %d are left", p.gone, want, p.pool.Len())
+	}
+	if _, err := p.enter("a"); err != nil || p.pool.Len() != 1 {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
 func TestPoolIsSafe(t *testing.T) {
 	t.Parallel()
 	p := NewPool[int](PoolConfig{Total: 8, PerKey: 2, Newest: true})

@@ -115,6 +115,19 @@ func (p *Pool[K]) remove(e *list.Element) *Place[K] {
 	return place
 }
 
+// EvictAll has every connection go that has a place now.
+func (p *Pool[K]) EvictAll() {
+	p.mu.Lock()
+	var gone []*Place[K]
+	for p.all.Len() > 0 {
+		gone = append(gone, p.remove(p.all.Front()))
+	}
+	p.mu.Unlock()
+	for _, g := range gone {
+		g.evict()
+	}
+}
+
 // Leave gives the place back. It may be called again, and on nil.
 func (p *Place[K]) Leave() {
 	if p == nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	proxyproto "github.com/pires/go-proxyproto"
@@ -66,6 +67,8 @@ type door struct {
 	callers    *connlimit.Pool[spiffeid.ID]
 	// proxies may name the source of a connection by a PROXY protocol header.
 	proxies []netip.Prefix
+	// stopping: connections have to go for no fault of theirs.
+	stopping atomic.Bool
 
 	log     *slog.Logger
 	refused *prometheus.CounterVec
@@ -136,6 +139,21 @@ func (d *door) refuse(reason string, addr net.Addr, err error) {
 	d.quiet[reason].Do(func() {
 		log.Warn("connection refused; this is said once a minute, credence_server_connections_refused_total counts them")
 	})
+}
+
+// stop ends connections that are on their way in, which gRPC would wait for
+// before it tells the others that it stops.
+func (d *door) stop() {
+	d.stopping.Store(true)
+	d.handshakes.EvictAll()
+}
+
+// shut ends every connection.
+func (d *door) shut() {
+	d.stop()
+	d.strangers.EvictAll()
+	d.agents.EvictAll()
+	d.callers.EvictAll()
 }
 
 // trusted says whether a proxy at addr may name whom it speaks for.
@@ -262,7 +280,9 @@ func (e *entrant) move(place interface{ Leave() }) {
 }
 
 func (e *entrant) evicted(because string) {
-	e.door.refuse(because, e.raw, errEvicted)
+	if !e.door.stopping.Load() {
+		e.door.refuse(because, e.raw, errEvicted)
+	}
 	_ = e.Close() // It had to go.
 }
 

@@ -317,3 +317,32 @@ func TestWelcomeSaysHowLong(t *testing.T) {
 		t.Errorf("%d strangers, %d agents, %d others, want one of each", d.strangers.Len(), d.agents.Len(), d.callers.Len())
 	}
 }
+
+// TestStopWaitsForNoSilentConnection: neither for a TLS handshake nor for the
+// HTTP/2 preface after one.
+func TestStopWaitsForNoSilentConnection(t *testing.T) {
+	t.Parallel()
+	r := start(t, testConfig(t))
+	r.dialFrom(t, "127.0.0.1")
+	soon(t, "a handshake under way", func(context.Context) bool { return r.inside.door.handshakes.Len() == 1 })
+	begin := time.Now()
+	if err := r.stop(); err != nil || time.Since(begin) > stopGrace/2 {
+		t.Errorf("with a handshake under way: stopped after %v: %v", time.Since(begin), err)
+	}
+
+	r = start(t, testConfig(t))
+	cfg := r.clientTLS(t, nil)
+	cfg.NextProtos = []string{"h2"}
+	conn := tls.Client(r.dialFrom(t, "127.0.0.1"), cfg)
+	if err := conn.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "a stranger's connection", func(context.Context) bool { return r.inside.door.strangers.Len() > 0 })
+	begin = time.Now()
+	if err := r.stop(); err != nil || time.Since(begin) > stopGrace+stopGrace/2 {
+		t.Errorf("with a connection that says nothing: stopped after %v: %v", time.Since(begin), err)
+	}
+	if strings.Contains(r.log.String(), "had to make room") {
+		t.Error("the log blames the connections that were ended")
+	}
+}

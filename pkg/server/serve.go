@@ -89,9 +89,12 @@ func serveOn(srv *grpc.Server, l net.Listener) error {
 	return nil
 }
 
-// stopServers lets calls in flight finish, for at most grace.
-func stopServers(grace time.Duration, servers ...*grpc.Server) {
+// stopServers lets calls in flight finish, for at most grace. Whoever has come
+// through the door and is silent is waited for no longer.
+func stopServers(d *door, grace time.Duration, servers ...*grpc.Server) {
+	d.stop()
 	hurry := time.AfterFunc(grace, func() {
+		d.shut()
 		for _, s := range servers {
 			s.Stop()
 		}

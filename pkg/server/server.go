@@ -130,7 +130,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	k.state.stopping.Store(true)
 	k.health.Stop()
 	k.hub.Stop()
-	stopServers(stopGrace, overTLS, admin)
+	stopServers(k.door, stopGrace, overTLS, admin)
 	k.attest.Wait()
 	k.chain.ending.Wait()
 	stop()
