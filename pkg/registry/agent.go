@@ -43,6 +43,16 @@ func (a *Agent) ExpiresAt() time.Time {
 	return a.NotAfter
 }
 
+// GoneSince is since when the agent has no SVID, from ExpiresAt or, if that is
+// later, from its last attestation on: between that and the SVID it is given for
+// it, it is nothing but late.
+func (a *Agent) GoneSince() time.Time {
+	if end := a.ExpiresAt(); end.After(a.AttestedAt) {
+		return end
+	}
+	return a.AttestedAt
+}
+
 // JoinToken lets one agent attest. The token itself is never stored, only its
 // SHA-256.
 type JoinToken struct {

@@ -12,13 +12,14 @@ import (
 )
 
 // PruneAgent forgets an agent, and removes its alias, if it is not banned and
-// the last of its SVIDs ended before the given time, at the moment of the
-// Update: one that came back meanwhile stays. It says whether it removed it.
+// it is gone since before the given time ([Agent.GoneSince]), at the moment of
+// the Update: one that came back meanwhile stays, also while it attests. It says
+// whether it removed it.
 func (r *Registry) PruneAgent(ctx context.Context, id spiffeid.ID, before time.Time) (removed bool, err error) {
 	_, err = r.store.Update(ctx, func(tx store.RWTx) error {
 		removed = false
 		a, err := r.loadAgent(tx, id)
-		if errors.Is(err, ErrNotFound) || err == nil && (a.Banned || !a.ExpiresAt().Before(before)) {
+		if errors.Is(err, ErrNotFound) || err == nil && (a.Banned || !a.GoneSince().Before(before)) {
 			return nil
 		}
 		if err != nil {

@@ -12,21 +12,28 @@ func TestPruneAgent(t *testing.T) {
 	r := newRegistry(t)
 	now := time.Now()
 	for name, tc := range map[string]struct {
-		expired time.Duration // how long ago
-		banned  bool
-		want    bool
+		expired, attested time.Duration // how long ago
+		banned            bool
+		want              bool
 	}{
-		"long gone":        {2 * time.Hour, false, true},
-		"not long enough":  {30 * time.Minute, false, false},
-		"not expired":      {-time.Hour, false, false},
-		"banned":           {2 * time.Hour, true, false},
-		"unknown":          {0, false, false},
-		"exactly too long": {time.Hour, false, false},
+		"long gone":        {2 * time.Hour, 3 * time.Hour, false, true},
+		"not long enough":  {30 * time.Minute, 3 * time.Hour, false, false},
+		"not expired":      {-time.Hour, 3 * time.Hour, false, false},
+		"banned":           {2 * time.Hour, 3 * time.Hour, true, false},
+		"unknown":          {0, 0, false, false},
+		"exactly too long": {time.Hour, 3 * time.Hour, false, false},
+		"attests again":    {2 * time.Hour, 0, false, false},
 	} {
 		a := newAgent(strings.ReplaceAll(name, " ", "-"))
 		a.NotAfter = now.Add(-tc.expired).UTC().Truncate(time.Second)
 		if name != "unknown" {
 			if _, err := r.AttestAgent(t.Context(), a, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.UpdateAgent(t.Context(), a.ID, func(a *Agent) error {
+				a.AttestedAt = now.Add(-tc.attested).UTC().Truncate(time.Second)
+				return nil
+			}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -43,5 +50,23 @@ func TestPruneAgent(t *testing.T) {
 		if gone := errors.Is(err, ErrNotFound); gone != (tc.want || name == "unknown") {
 			t.Errorf("%s: afterwards %v", name, err)
 		}
+	}
+}
+
+// TestPruneLeavesWhoAttests: an agent has no SVID yet while its first is signed.
+// One that came by a join token could never come again.
+func TestPruneLeavesWhoAttests(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	a := newAgent("new")
+	a.Serial, a.NotAfter = "", time.Time{}
+	if _, err := r.AttestAgent(t.Context(), a, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := r.PruneAgent(t.Context(), a.ID, time.Now().Add(-time.Minute)); err != nil || gone {
+		t.Errorf("removed %v: %v", gone, err)
+	}
+	if gone, err := r.PruneAgent(t.Context(), a.ID, time.Now().Add(time.Minute)); err != nil || !gone {
+		t.Errorf("one that never got it: removed %v: %v", gone, err)
 	}
 }

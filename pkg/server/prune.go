@@ -61,7 +61,7 @@ func (k *control) pruneGone(ctx context.Context, cutoff time.Time) (next time.Ti
 		var page []*registry.Agent
 		page, after = k.index.ListAgents(filter, after, registry.MaxPage)
 		for _, a := range page {
-			if end := a.ExpiresAt(); !end.Before(cutoff) {
+			if end := a.GoneSince(); !end.Before(cutoff) {
 				if end.Before(next) {
 					next = end
 				}
