@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"log/slog"
+	"slices"
 	"strings"
 
 	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	"google.golang.org/grpc/codes"
 
 	"github.com/credence-id/credence/pkg/audit"
+	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/policy"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
@@ -22,11 +24,17 @@ import (
 // replace at once what it signed. It is FailedPrecondition if there is none with
 // this subject key ID.
 func (s *Service) TaintX509UpstreamAuthority(ctx context.Context, req *localauthorityv1.TaintX509UpstreamAuthorityRequest) (*localauthorityv1.TaintX509UpstreamAuthorityResponse, error) {
-	id, err := s.changeForeign(ctx, "x509upstream.taint", req.GetSubjectKeyId(), func(b *registry.Bundle, i int) error {
-		if b.X509Authorities[i].Tainted {
+	id, err := s.changeForeign(ctx, "x509upstream.taint", req.GetSubjectKeyId(), func(b *registry.Bundle, of keyHolder) error {
+		fresh := false
+		for i, a := range b.X509Authorities {
+			if of(a) {
+				fresh = fresh || !a.Tainted
+				b.X509Authorities[i].Tainted = true
+			}
+		}
+		if !fresh {
 			return rpcerr.New(codes.Internal, "failed to taint upstream authority: root CA is already tainted")
 		}
-		b.X509Authorities[i].Tainted = true
 		return nil
 	})
 	if err != nil {
@@ -38,11 +46,11 @@ func (s *Service) TaintX509UpstreamAuthority(ctx context.Context, req *localauth
 // RevokeX509UpstreamAuthority removes such an authority from the bundle once it
 // is tainted: what it signed is worth nothing.
 func (s *Service) RevokeX509UpstreamAuthority(ctx context.Context, req *localauthorityv1.RevokeX509UpstreamAuthorityRequest) (*localauthorityv1.RevokeX509UpstreamAuthorityResponse, error) {
-	id, err := s.changeForeign(ctx, "x509upstream.revoke", req.GetSubjectKeyId(), func(b *registry.Bundle, i int) error {
-		if !b.X509Authorities[i].Tainted {
+	id, err := s.changeForeign(ctx, "x509upstream.revoke", req.GetSubjectKeyId(), func(b *registry.Bundle, of keyHolder) error {
+		if slices.ContainsFunc(b.X509Authorities, func(a registry.X509Authority) bool { return of(a) && !a.Tainted }) {
 			return rpcerr.New(codes.Internal, "failed to revoke X.509 upstream authority: it is not possible to revoke an untainted root CA")
 		}
-		b.X509Authorities = append(b.X509Authorities[:i:i], b.X509Authorities[i+1:]...)
+		b.X509Authorities = slices.DeleteFunc(b.X509Authorities, of)
 		return nil
 	})
 	if err != nil {
@@ -51,9 +59,14 @@ func (s *Service) RevokeX509UpstreamAuthority(ctx context.Context, req *localaut
 	return &localauthorityv1.RevokeX509UpstreamAuthorityResponse{UpstreamAuthoritySubjectKeyId: id}, nil
 }
 
-// changeForeign changes the i-th X.509 authority of the bundle, which has the
-// subject key ID and is not this server's own, between two audit records.
-func (s *Service) changeForeign(ctx context.Context, action, keyID string, do func(b *registry.Bundle, i int) error) (string, error) {
+// keyHolder says whether an X.509 authority has a certain key. Several
+// certificates can, such as a root that was renewed: what is said of the key is
+// said of all of them.
+type keyHolder = func(registry.X509Authority) bool
+
+// changeForeign changes the X.509 authorities of the bundle that have the
+// subject key ID, which is not this server's own, between two audit records.
+func (s *Service) changeForeign(ctx context.Context, action, keyID string, do func(*registry.Bundle, keyHolder) error) (string, error) {
 	id := strings.ToLower(keyID)
 	e := audit.Event{Action: action, Subject: id}
 	if c, ok := policy.FromContext(ctx); ok {
@@ -62,11 +75,10 @@ func (s *Service) changeForeign(ctx context.Context, action, keyID string, do fu
 	end := s.cfg.Audit.Begin(ctx, e)
 	var refused error
 	_, err := s.cfg.UpdateBundle(ctx, func(b *registry.Bundle) error {
-		i := s.foreign(b, id)
-		if i < 0 {
-			refused = errNoUpstream
-		} else {
-			refused = do(b, i)
+		refused = errNoUpstream
+		of := s.foreign(id)
+		if slices.ContainsFunc(b.X509Authorities, of) {
+			refused = do(b, of)
 		}
 		return refused
 	})
@@ -84,22 +96,15 @@ func (s *Service) changeForeign(ctx context.Context, action, keyID string, do fu
 	return id, nil
 }
 
-// foreign is the place in the bundle of the X.509 authority with the subject key
-// ID, -1 if there is none or it is this server's own.
-func (s *Service) foreign(b *registry.Bundle, id string) int {
-	if id == "" {
-		return -1
-	}
-	for _, v := range s.cfg.Authority.X509().State() {
-		if v.ID == id {
-			return -1
+// foreign finds the X.509 authorities with the subject key ID, none if that is
+// this server's own.
+func (s *Service) foreign(id string) keyHolder {
+	own := slices.ContainsFunc(s.cfg.Authority.X509().State(), func(v ca.View) bool { return v.ID == id })
+	return func(a registry.X509Authority) bool {
+		if id == "" || own {
+			return false
 		}
-	}
-	for i, a := range b.X509Authorities {
 		cert, err := x509.ParseCertificate(a.DER)
-		if err == nil && hex.EncodeToString(cert.SubjectKeyId) == id {
-			return i
-		}
+		return err == nil && hex.EncodeToString(cert.SubjectKeyId) == id
 	}
-	return -1
 }

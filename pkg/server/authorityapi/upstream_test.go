@@ -97,14 +97,80 @@ func TestForeignAuthority(t *testing.T) {
 	wantStatus(t, "revoke again", revoke(id), codes.FailedPrecondition, noUpstream)
 }
 
+// TestForeignAuthorityIsItsKey: a root that was renewed has the key of the one
+// before. Both are tainted, and both go: the key is what is not trusted.
+func TestForeignAuthorityIsItsKey(t *testing.T) {
+	t.Parallel()
+	w := apitest.New(t, apitest.Options{})
+	update := func(ctx context.Context, change func(*registry.Bundle) error) (*registry.Bundle, error) {
+		return w.Registry.UpdateBundle(ctx, w.TrustDomain, change)
+	}
+	s := authorityapi.New(authorityapi.Config{
+		Authority: w.Authority, Fresh: func(context.Context) error { return nil }, UpdateBundle: update,
+		Agent: w.Index.Agent, Logger: slog.New(slog.DiscardHandler),
+	})
+	key := newKey(t)
+	certs := []*x509.Certificate{caOf(t, key, 1), caOf(t, key, 2), foreignCA(t)}
+	b, err := update(t.Context(), func(b *registry.Bundle) error {
+		for _, c := range certs {
+			b.X509Authorities = append(b.X509Authorities, registry.X509Authority{DER: c.Raw})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(b.X509Authorities)
+	id := hex.EncodeToString(certs[0].SubjectKeyId)
+	if _, err := s.TaintX509UpstreamAuthority(t.Context(), &localauthorityv1.TaintX509UpstreamAuthorityRequest{SubjectKeyId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = w.Registry.LoadBundle(t.Context(), w.TrustDomain); err != nil {
+		t.Fatal(err)
+	}
+	tainted := 0
+	for _, a := range b.X509Authorities {
+		if a.Tainted {
+			tainted++
+		}
+	}
+	if tainted != 2 {
+		t.Errorf("%d are tainted, want both of the key", tainted)
+	}
+	if _, err := s.RevokeX509UpstreamAuthority(t.Context(), &localauthorityv1.RevokeX509UpstreamAuthorityRequest{SubjectKeyId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = w.Registry.LoadBundle(t.Context(), w.TrustDomain); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range b.X509Authorities {
+		if string(a.DER) == string(certs[0].Raw) || string(a.DER) == string(certs[1].Raw) || a.Tainted {
+			t.Error("one of the key's certificates is still in the bundle")
+		}
+	}
+	if n := len(b.X509Authorities); n != before-2 {
+		t.Errorf("%d authorities, want %d", n, before-2)
+	}
+}
+
 func foreignCA(t *testing.T) *x509.Certificate {
+	t.Helper()
+	return caOf(t, newKey(t), 1)
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key
+}
+
+func caOf(t *testing.T, key *ecdsa.PrivateKey, serial int64) *x509.Certificate {
+	t.Helper()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(serial), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
