@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 
-	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 	"golang.org/x/sync/errgroup"
 )
@@ -38,26 +37,12 @@ func (a *Agent) listenOn(ctx context.Context, key, path string, perm fs.FileMode
 	return lis, nil
 }
 
-// keepSockets makes sockets again that somebody removes, until ctx ends. An
-// agent that cannot watch for it serves all the same; Healthy says then what is
-// gone.
+// keepSockets makes sockets again that somebody removes, until ctx ends.
+// Healthy says what is gone.
 func (a *Agent) keepSockets(ctx context.Context) error {
 	var g errgroup.Group
 	for _, s := range a.sockets {
-		path := s.Addr().String()
-		g.Go(func() error {
-			err := s.Run(ctx, func(err error) {
-				if err != nil {
-					a.log.ErrorContext(ctx, "a socket was removed and cannot be made again yet", telemetry.Path, path, telemetry.Err, err)
-					return
-				}
-				a.log.WarnContext(ctx, "a socket was removed, and made again", telemetry.Path, path)
-			})
-			if err != nil {
-				a.log.WarnContext(ctx, "a socket that is removed will not be made again", telemetry.Path, path, telemetry.Err, err)
-			}
-			return nil
-		})
+		g.Go(func() error { return s.Keep(ctx, a.log) })
 	}
 	return g.Wait()
 }

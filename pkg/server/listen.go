@@ -21,6 +21,8 @@ const (
 // listeners are what the server is reached by; those after admin may be nil.
 type listeners struct {
 	tcp, admin, health, metrics, profiling net.Listener
+	// lasting is admin, if the server made its socket.
+	lasting *unixsock.Lasting
 }
 
 // listen opens what the Config did not bring along.
@@ -32,11 +34,11 @@ func (c *Config) listen(ctx context.Context, s Settings) (l listeners, err error
 		}
 	}
 	if l.admin == nil {
-		admin, err := unixsock.Listen(ctx, s.SocketPath, adminSocketPerm, adminDirPerm)
+		lasting, err := unixsock.ListenLasting(ctx, s.SocketPath, adminSocketPerm, adminDirPerm)
 		if err != nil {
 			return listeners{}, errors.Join(keyError("server.socket_path", "%w", err), l.closeAll())
 		}
-		l.admin = admin
+		l.admin, l.lasting = lasting, lasting
 	}
 	if l.health, err = c.HealthChecks.Listen(ctx); err != nil {
 		return listeners{}, errors.Join(err, l.closeAll())

@@ -116,6 +116,10 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	overTLS, admin := k.servers()
 	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.door.listener(k.listeners.tcp)) })
 	run("admin socket", func(context.Context) error { return serveOn(admin, k.listeners.admin) })
+	if lasting := k.listeners.lasting; lasting != nil {
+		// Cleaners of temporary directories, where SPIRE has it, remove it.
+		run("admin socket's path", func(ctx context.Context) error { return lasting.Keep(ctx, k.log) })
+	}
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
 	k.log.InfoContext(ctx, "server is listening", telemetry.Address, bound.Address.String(), telemetry.Path, bound.Admin.String())

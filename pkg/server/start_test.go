@@ -159,6 +159,31 @@ func TestAdminSocket(t *testing.T) {
 	}
 }
 
+// TestAdminSocketIsMadeAgain: a cleaner of temporary directories removes it.
+func TestAdminSocketIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.Server.SocketPath = filepath.Join(t.TempDir(), "private", "api.sock")
+	r := start(t, cfg)
+	before := r.admin(t)
+	if err := calls["GetBundle"](t.Context(), before); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Dir(cfg.Server.SocketPath)); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the socket is there again", func(context.Context) bool {
+		_, err := os.Stat(cfg.Server.SocketPath)
+		return err == nil
+	})
+	if err := calls["GetBundle"](t.Context(), r.admin(t)); err != nil {
+		t.Errorf("on a new connection: %v", err)
+	}
+	if err := calls["GetBundle"](t.Context(), before); err != nil {
+		t.Errorf("on the connection of before: %v", err)
+	}
+}
+
 func TestUnusableDataDir(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -88,6 +89,28 @@ func (l *Lasting) checkLocked() error {
 	}
 	if !os.SameFile(info, l.file) {
 		return fmt.Errorf("the socket %s was replaced by another file", l.path)
+	}
+	return nil
+}
+
+// Keys of log attributes.
+const (
+	keyPath = "path"
+	keyErr  = "err"
+)
+
+// Keep is Run that tells a log. It returns nil when ctx ends, and at once when
+// the directory cannot be watched: what is served goes on all the same.
+func (l *Lasting) Keep(ctx context.Context, log *slog.Logger) error {
+	err := l.Run(ctx, func(err error) {
+		if err != nil {
+			log.ErrorContext(ctx, "a socket was removed and cannot be made again yet", keyPath, l.path, keyErr, err)
+			return
+		}
+		log.WarnContext(ctx, "a socket was removed, and made again", keyPath, l.path)
+	})
+	if err != nil {
+		log.WarnContext(ctx, "a socket that is removed will not be made again", keyPath, l.path, keyErr, err)
 	}
 	return nil
 }

@@ -47,7 +47,10 @@ func Listen(ctx context.Context, path string, perm, dirPerm fs.FileMode) (*net.U
 		return nil, err
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, dirPerm); err != nil {
+	umask.Lock() // or the directory may get the permissions of another's socket
+	err := os.MkdirAll(dir, dirPerm)
+	umask.Unlock()
+	if err != nil {
 		return nil, fmt.Errorf("making the socket's directory: %w", err)
 	}
 	if err := clearStale(ctx, path); err != nil {

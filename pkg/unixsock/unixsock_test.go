@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -72,5 +74,29 @@ func TestListenPathTooLong(t *testing.T) {
 	_, err := Listen(t.Context(), "/tmp/"+strings.Repeat("x", 120), 0o777, 0o755)
 	if err == nil || !strings.Contains(err.Error(), "107") {
 		t.Errorf("got %v, want an error that names the limit", err)
+	}
+}
+
+// TestListenAtOnce: one socket's umask is not the other's directory's mode.
+func TestListenAtOnce(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		root := t.TempDir()
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				dir := filepath.Join(root, strconv.Itoa(i))
+				l, err := Listen(t.Context(), filepath.Join(dir, "s"), 0o777, 0o755)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer l.Close()
+				if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+					t.Errorf("%v, %v, want mode 755", info.Mode(), err)
+				}
+			})
+		}
+		wg.Wait()
 	}
 }
