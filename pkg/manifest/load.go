@@ -23,7 +23,8 @@ type Declared struct {
 
 // Load reads what the files at paths declare for the set. A path is a file, a
 // folder, of which all files that end in .yaml, .yml or .json are read, but none
-// of folders in it, or a dash for stdin. All that is wrong is in the error, each
+// of folders in it, or a dash for stdin. Each has to have a list of entries,
+// which may be empty. All that is wrong is in the error, each
 // with file and line: what does not parse, unknown fields, and what is declared
 // twice.
 func Load(set Set, stdin io.Reader, paths ...string) ([]Declared, error) {
@@ -67,9 +68,18 @@ func filesAt(path string) ([]string, error) {
 	for _, f := range in {
 		switch filepath.Ext(f.Name()) {
 		case ".yaml", ".yml", ".json":
-			if !f.IsDir() && !strings.HasPrefix(f.Name(), ".") {
-				files = append(files, filepath.Join(path, f.Name()))
+			if f.IsDir() || strings.HasPrefix(f.Name(), ".") {
+				continue
 			}
+			file := filepath.Join(path, f.Name())
+			info, err := os.Stat(file) // What a link leads to.
+			if err != nil {
+				return nil, err
+			}
+			if !info.Mode().IsRegular() { // A pipe would be waited for.
+				return nil, fmt.Errorf("%s: it is not a regular file", file)
+			}
+			files = append(files, file)
 		}
 	}
 	if len(files) == 0 { // An empty list would be a reason to delete everything.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -110,6 +111,10 @@ func TestLoadRefuses(t *testing.T) {
 	tests := []struct{ name, text, want string }{
 		{"no YAML", "entries: [", "f.yaml:1: did not find expected node content"},
 		{"no JSON", "{\"entries\": [\n}", "f.yaml:1: did not find expected node content"},
+		{"empty", "", "f.yaml: there are no entries in it; write entries: [] to declare none"},
+		{"only comments", "---\n# nothing\n---\n", "f.yaml: there are no entries in it"},
+		{"no list", "{}", "f.yaml: there are no entries in it"},
+		{"entries without a value", "entries:", "f.yaml:1: entries has to be a list"},
 		{"a list", "- a", "f.yaml:1: a file has to have fields: entries"},
 		{"a word", "entries", "f.yaml:1: a file has to have fields: entries"},
 		{"unknown field of a file", "entry: []", `f.yaml:1: unknown field "entry"; the fields of a file are entries`},
@@ -157,7 +162,7 @@ func TestLoad(t *testing.T) {
 	for name, text := range map[string]string{
 		"b.json":     strings.ReplaceAll(fullJSON, `"i"`, `""`),
 		"a.yaml":     "---\nentries: []\n---\nentries:\n- {spiffe_id: &i spiffe://td.test/a, parent_id: *i, selectors: &s [a:b]}\n- {spiffe_id: spiffe://td.test/b, parent_id: *i, selectors: *s}\n---\n",
-		"c.yml":      "",
+		"c.yml":      "entries: []",
 		".hidden":    "x",
 		".x.yaml":    "x",
 		"notes.txt":  "x",
@@ -240,4 +245,18 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestLoadWaitsForNoPipe(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("entries: []"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "b.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Load(web, nil, dir); err == nil || !strings.HasSuffix(err.Error(), "b.yaml: it is not a regular file") {
+		t.Errorf("got %v, %v; want that b.yaml is not a regular file", got, err)
+	}
 }

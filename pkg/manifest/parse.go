@@ -38,7 +38,8 @@ var (
 )
 
 // parse reads the records of a JSON or YAML text, which is called name in
-// errors. YAML may have several documents.
+// errors. YAML may have several documents. That there are none has to be said,
+// by an empty list.
 func parse(name string, text []byte) ([]declared, error) {
 	documents, err := nodes(text)
 	if err != nil {
@@ -47,6 +48,11 @@ func parse(name string, text []byte) ([]declared, error) {
 	r := reader{file: name}
 	for _, d := range documents {
 		r.document(d)
+	}
+	if !r.lists && len(r.problems) == 0 {
+		// What failed to write a file leaves an empty one, which must not be a
+		// reason to delete everything.
+		return nil, fmt.Errorf("%s: there are no entries in it; write entries: [] to declare none", name)
 	}
 	return r.records, errors.Join(r.problems...)
 }
@@ -65,6 +71,7 @@ type reader struct {
 	file     string
 	records  []declared
 	problems []error
+	lists    bool // there is a list of entries, perhaps an empty one
 }
 
 func (r *reader) problem(n *yaml.Node, format string, args ...any) {
@@ -77,6 +84,7 @@ func (r *reader) document(n *yaml.Node) {
 			r.problem(list, "entries has to be a list")
 			return
 		}
+		r.lists = true
 		for _, item := range list.Content {
 			r.record(item)
 		}
