@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/cli"
@@ -29,7 +30,7 @@ func importCommand(p cli.Persona) *cobra.Command {
 		if f.from == "" {
 			return cli.Hint(errors.New("-from is required"), "it is the admin socket of the server to import from, such as /tmp/spire-server/private/api.sock")
 		}
-		if err := differentSockets(cmd, f.from); err != nil {
+		if err := differentSockets(conn, f.from); err != nil {
 			return err
 		}
 		from, err := cli.Dial(ctx, f.from)
@@ -62,17 +63,24 @@ them. Neither are revision numbers.`
 }
 
 // differentSockets refuses to import a server into itself.
-func differentSockets(cmd *cobra.Command, from string) error {
-	a, err := os.Stat(from)
+func differentSockets(conn grpc.ClientConnInterface, from string) error {
+	to, ok := conn.(*cli.Conn)
+	if !ok {
+		return nil
+	}
+	a, err := os.Stat(socketFile(from))
 	if err != nil {
 		return nil //nolint:nilerr // Dial says it better
 	}
-	for _, ours := range []string{cmd.Flag("socketPath").Value.String(), os.Getenv("SPIRE_SERVER_PRIVATE_SOCKET")} {
-		if b, err := os.Stat(ours); err == nil && os.SameFile(a, b) { //nolint:gosec // the path is the user's
-			return cli.Hint(fmt.Errorf("-from is the socket of this server, %s", ours), "name this server's socket with -socketPath and the other's with -from")
-		}
+	if b, err := os.Stat(socketFile(to.Path())); err == nil && os.SameFile(a, b) {
+		return cli.Hint(fmt.Errorf("-from is the socket of this server, %s", to.Path()), "name this server's socket with -socketPath and the other's with -from")
 	}
 	return nil
+}
+
+// socketFile is the file of a socket that is perhaps written as an address.
+func socketFile(path string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(path, "unix://"), "unix:")
 }
 
 func (f *importFlags) run(ctx context.Context, cmd *cobra.Command) error {

@@ -32,6 +32,9 @@ func (s *Socket) Conn() (*Conn, error) {
 	return &Conn{path: path, spire: s.spire, asAgent: s.asAgent}, nil
 }
 
+// Path is the socket it connects to.
+func (c *Conn) Path() string { return c.path }
+
 // Invoke is that of [grpc.ClientConnInterface].
 func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	cc, err := c.dial(ctx)

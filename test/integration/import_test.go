@@ -223,6 +223,28 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
+// TestImportOverAnExportedSocket: whoever has administered SPIRE may have its
+// socket in the environment.
+func TestImportOverAnExportedSocket(t *testing.T) {
+	t.Parallel()
+	from, to := twoServers(t)
+	for name, c := range map[string]struct {
+		args []string
+		env  string
+		code int
+		want string
+	}{
+		"the source's, and ours by flag": {[]string{"-socketPath", to.socket()}, from.socket(), 0, "Nothing was written: this was a dry run."},
+		"the source's alone":             {nil, from.socket(), 1, "-from is the socket of this server"},
+	} {
+		cmd := to.command(to.bin.server, append([]string{"import", "-dry-run", "-from", from.socket()}, c.args...)...)
+		cmd.Env = append(cmd.Env, "SPIRE_SERVER_PRIVATE_SOCKET="+c.env)
+		if out := to.runCommand(cmd); out.code != c.code || !strings.Contains(out.stdout+out.stderr, c.want) {
+			t.Errorf("%s: it ended with %d: %s%s", name, out.code, out.stdout, out.stderr)
+		}
+	}
+}
+
 // TestImportGoesOn: an import that is killed at any moment is taken up by the
 // next one.
 func TestImportGoesOn(t *testing.T) {
