@@ -16,8 +16,12 @@ import (
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMax   = 5 * time.Second
-	// refusedMax takes its place when the server's answer was no.
+	// refusedMax takes its place when the server's answer was no, or another
+	// agent wants to be this one.
 	refusedMax = time.Minute
+	// contestedLife is how soon an SVID is taken to have been taken over: longer
+	// than two agents that take turns wait.
+	contestedLife = 5 * refusedMax
 )
 
 // errRenewed ends a session whose SVID has a successor.
@@ -33,7 +37,7 @@ func fatal(err error) error { return fatalError{err} }
 // follow keeps the agent attested and its cache in sync until ctx ends or the
 // server refuses it for good.
 func (a *Agent) follow(ctx context.Context) error {
-	wait := backoffFirst
+	var backoff backoff
 	var distrust distrust
 	for {
 		start := time.Now()
@@ -48,17 +52,20 @@ func (a *Agent) follow(ctx context.Context) error {
 		if worked && a.pushed.Load() {
 			a.syncing(time.Now())
 		}
+		own := a.identity.current.Load()
 		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
 			return err
 		}
-		if worked || time.Since(start) > backoffMax {
-			wait = backoffFirst
+		takenOver := contested(err, own, time.Now())
+		if takenOver {
+			a.log.WarnContext(ctx, "the agent's SVID was good for a short time only: does another agent attest with the same evidence, such as on a copy of this machine?",
+				telemetry.AgentID, own.ID)
 		}
 		if distrust.rebootstrap(time.Now(), a.config.Agent, a.identity.current.Load(), err) {
 			a.log.WarnContext(ctx, "the server cannot be verified for too long: bootstrapping anew, as rebootstrap_mode says", telemetry.Err, err)
 			a.trust.current.Store(nil)
 		}
-		pause := a.pause(wait)
+		pause := a.pause(backoff.next(err, worked || time.Since(start) > backoffMax, takenOver))
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
 		a.away(err)
 		select {
@@ -66,8 +73,32 @@ func (a *Agent) follow(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		wait = min(wait*2, longest(err))
 	}
+}
+
+// backoff is how long to wait before the next session.
+type backoff struct{ wait time.Duration }
+
+// next is the wait after a session that ended with err. It begins anew after one
+// that worked, unless that was because two agents keep taking the SVID from each
+// other: neither of them would ever wait.
+func (b *backoff) next(err error, worked, contested bool) time.Duration {
+	if b.wait == 0 || worked && !contested {
+		b.wait = backoffFirst
+	}
+	wait := b.wait
+	b.wait = min(wait*2, longest(err))
+	if contested {
+		b.wait = min(wait*2, refusedMax)
+	}
+	return wait
+}
+
+// contested says whether the SVID was taken over by another agent, soon after
+// the server gave it.
+func contested(err error, own *nodeSVID, now time.Time) bool {
+	reason, _ := refusal(err)
+	return reason == types.PermissionDeniedDetails_AGENT_NOT_ACTIVE && own != nil && now.Sub(own.taken) < contestedLife
 }
 
 // longest is the longest pause before the next attempt after this error.
