@@ -73,6 +73,9 @@ type Hub struct {
 	streams map[spiffeid.ID]*stream
 	waiters []waiter
 	stopped bool
+
+	// stopping is closed by the first Stop, for those that are no stream yet.
+	stopping chan struct{}
 }
 
 // waiter waits for a revision.
@@ -102,6 +105,7 @@ func New(cfg Config) (*Hub, error) {
 	h := &Hub{
 		cfg:        cfg,
 		ready:      make(chan struct{}),
+		stopping:   make(chan struct{}),
 		federating: make(map[string]*registry.Entry),
 		streams:    make(map[spiffeid.ID]*stream),
 	}
@@ -133,6 +137,9 @@ func (h *Hub) Agents() []AgentState {
 // nothing of the hub runs.
 func (h *Hub) Stop() {
 	h.mu.Lock()
+	if !h.stopped {
+		close(h.stopping)
+	}
 	h.stopped = true
 	for _, s := range h.streams {
 		s.end(errStopping)
@@ -213,6 +220,8 @@ func (h *Hub) await(ctx context.Context, revision store.Revision) error {
 	select {
 	case <-w.reached:
 		return nil
+	case <-h.stopping:
+		return errStopping
 	case <-ctx.Done():
 		h.mu.Lock()
 		defer h.mu.Unlock()

@@ -229,6 +229,50 @@ func TestStop(t *testing.T) {
 	assertEnds(t, err, codes.Unavailable, 0)
 }
 
+// TestStopWaitsForNoOpen: neither for an agent that has said nothing yet, nor for
+// one that waits until this server has seen what it has.
+func TestStopWaitsForNoOpen(t *testing.T) {
+	t.Parallel()
+	for name, silent := range map[string]bool{"silent": true, "ahead": false} {
+		synctest.Test(t, func(t *testing.T) {
+			pass := make(chan struct{}, 1)
+			pass <- struct{}{}
+			w := apitest.New(t, apitest.Options{CatchUp: 5 * time.Second, Hold: func(*registry.Commit) {
+				<-pass
+				pass <- struct{}{}
+			}})
+			agent := w.NewAgent(t, "one")
+			conn := w.Dial(t, &agent.Cert)
+			m := newMirror()
+			until(t, watch(t.Context(), t, conn, m), m, m.isSynced)
+			<-pass
+			results := w.Registry.CreateEntries(t.Context(), []*registry.Entry{w.Entry(t, agent.ID, "/a")})
+			if results[0].Err != nil {
+				t.Fatal(results[0].Err)
+			}
+			m.revision = uint64(results[0].Entry.ModRevision)
+			var s feedv1.Feed_WatchClient
+			if silent {
+				var err error
+				if s, err = feedv1.NewFeedClient(conn).Watch(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				s = watch(t.Context(), t, conn, m)
+			}
+			time.Sleep(time.Second)
+			begin := time.Now()
+			w.Hub.Stop()
+			if took := time.Since(begin); took != 0 {
+				t.Errorf("%s: stopped after %s", name, took)
+			}
+			_, err := s.Recv()
+			assertEnds(t, err, codes.Unavailable, 0)
+			pass <- struct{}{}
+		})
+	}
+}
+
 // TestS21_StreamsLeaveNothing: Stop waits for every goroutine of the hub, so it
 // would not return if a stream had left one.
 func TestS21_StreamsLeaveNothing(t *testing.T) {

@@ -86,6 +86,8 @@ func (w *watch) serve(ctx context.Context) error {
 	// 2. Can this server tell it what it may have?
 	select {
 	case <-w.hub.ready:
+	case <-w.hub.stopping:
+		return errStopping
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -114,6 +116,8 @@ func (w *watch) awaitOpen(ctx context.Context) (*feedv1.Open, error) {
 		return open, nil
 	case err := <-w.received:
 		return nil, err
+	case <-w.hub.stopping:
+		return nil, errStopping
 	case <-timer.C:
 		return nil, rpcerr.New(codes.DeadlineExceeded, "open: the first message did not come within %s", openTimeout)
 	case <-ctx.Done():
