@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/hcl/hcl/ast"
@@ -34,7 +36,7 @@ func parseHCL(data []byte) (root *value, err error) {
 func syntaxError(err error) error {
 	at, ok := errors.AsType[*parser.PosError](err)
 	if !ok {
-		return err
+		return setTwice(err)
 	}
 	msg := at.Err.Error()
 	switch { // Two messages repeat what stands there, which may be a secret.
@@ -44,6 +46,23 @@ func syntaxError(err error) error {
 		msg = "expected = or { after a key"
 	}
 	return &lineError{line: at.Pos.Line, msg: msg}
+}
+
+// twice is what the parser says of a key that is set twice; it has no other
+// error that tells the position in its text.
+var twice = regexp.MustCompile(`^The argument (".*") at ([0-9]+):[0-9]+ was already set`)
+
+func setTwice(err error) error {
+	m := twice.FindStringSubmatch(err.Error())
+	if m == nil {
+		return err
+	}
+	line, lineErr := strconv.Atoi(m[2])
+	key, keyErr := strconv.Unquote(m[1])
+	if lineErr != nil || keyErr != nil {
+		return err
+	}
+	return &lineError{line: line, msg: strings.Trim(key, `"`) + ": key is set twice"}
 }
 
 func fromObjectList(l *ast.ObjectList, line int) (*value, error) {
