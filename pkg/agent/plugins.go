@@ -16,6 +16,7 @@ import (
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/keys/diskkey"
 	"github.com/credence-id/credence/pkg/keys/memkey"
+	"github.com/credence-id/credence/pkg/preflight"
 )
 
 // Names of plugin types in the file.
@@ -144,8 +145,13 @@ func chooseDisk(c *Config, p config.Plugin) (part[keys.Manager], error) {
 	}
 	path := filepath.Join(data.Directory, "keys.json")
 	return part[keys.Manager]{
-		open:  func() (keys.Manager, error) { return diskkey.New(path) },
-		check: func() error { return diskkey.Check(path) },
+		open: func() (keys.Manager, error) { return diskkey.New(path) },
+		check: func() error {
+			if err := diskkey.Check(path); err != nil {
+				return err
+			}
+			return preflight.Parent(path, c.Agent.DataDir)
+		},
 	}, nil
 }
 

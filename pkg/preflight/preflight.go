@@ -34,6 +34,19 @@ func Dir(path string) error {
 	}
 }
 
+// Parent says why no file can be made at path: its directory is not there, or
+// cannot be written. made is a directory that is made when it is not there.
+func Parent(path, made string) error {
+	dir := filepath.Dir(path)
+	if dir == filepath.Clean(made) {
+		return nil // Dir has looked at it.
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("%w; make this directory, or choose another path", err)
+	}
+	return Dir(dir)
+}
+
 // Follows says whether err is only what comes of a directory that cannot be
 // used, such as of a file below it.
 func Follows(err error) bool {

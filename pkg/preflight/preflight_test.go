@@ -29,6 +29,10 @@ func TestSaysWhatUsingWouldSay(t *testing.T) {
 		}
 		return err
 	}
+	parent := func(path string) error { return Parent(path, filepath.Join(dir, "made")) }
+	if err := Parent(filepath.Join(dir, "made", "f"), filepath.Join(dir, "made")+"/"); err != nil {
+		t.Errorf("a file in a directory that will be made: %v", err)
+	}
 	for name, test := range map[string]struct {
 		check, use func(string) error
 		path       string
@@ -44,6 +48,10 @@ func TestSaysWhatUsingWouldSay(t *testing.T) {
 		"log that is there":        {LogFile, appendTo, file, ""},
 		"log without a directory":  {LogFile, appendTo, filepath.Join(dir, "none", "log"), "no such file"},
 		"log that is a directory":  {LogFile, appendTo, dir, "is a directory"},
+		"file":                     {parent, appendTo, filepath.Join(dir, "f1"), ""},
+		"file without a directory": {parent, appendTo, filepath.Join(dir, "none", "f"), "no such file"},
+		"file below a file":        {parent, appendTo, filepath.Join(file, "f"), "not a directory"},
+		"file in a locked one":     {parent, appendTo, filepath.Join(locked, "f"), "permission denied"},
 		"locked log":               {LogFile, appendTo, filepath.Join(locked, "log"), "permission denied"},
 	} {
 		if test.want == "permission denied" && asRoot {

@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/keys/diskkey"
 	"github.com/credence-id/credence/pkg/keys/memkey"
+	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/agentapi"
 	"github.com/credence-id/credence/pkg/server/authorityapi"
@@ -119,6 +120,9 @@ func chooseDisk(p config.Plugin, s Settings, c *choice) (openKeys, error) {
 	c.foreign.keys = d.KeysPath
 	c.check(func() error {
 		if err := diskkey.Check(d.KeysPath); err != nil {
+			return p.DataErrorf("keys_path", "%w", err)
+		}
+		if err := preflight.Parent(d.KeysPath, s.DataDir); err != nil {
 			return p.DataErrorf("keys_path", "%w", err)
 		}
 		return nil

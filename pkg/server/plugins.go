@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 
 	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
@@ -35,9 +36,12 @@ type choice struct {
 func (c *choice) check(look func() error) { c.checks = append(c.checks, look) }
 
 // keep chooses the store in the file at path.
-func (c *choice) keep(path string, wrap func(key, format string, args ...any) error) {
+func (c *choice) keep(path, dataDir string, wrap func(key, format string, args ...any) error) {
 	c.check(func() error {
 		if err := bolt.Check(path); err != nil {
+			return wrap("path", "%w", err)
+		}
+		if err := preflight.Parent(path, dataDir); err != nil {
 			return wrap("path", "%w", err)
 		}
 		return nil
@@ -69,7 +73,7 @@ func (cfg *Config) choose() (choice, error) {
 	if c.store == nil {
 		path := filepath.Join(s.DataDir, storeFile)
 		c.store = openBolt(bolt.Config{Path: path})
-		c.keep(path, func(_, format string, args ...any) error {
+		c.keep(path, s.DataDir, func(_, format string, args ...any) error {
 			return cfg.file.Errorf("plugins.DataStore", format, args...)
 		})
 	}
@@ -124,7 +128,7 @@ func chooseBolt(p config.Plugin, s Settings, c *choice) (openStore, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, p.Errorf("%w", err)
 	}
-	c.keep(cfg.Path, p.DataErrorf)
+	c.keep(cfg.Path, s.DataDir, p.DataErrorf)
 	c.foreign.store = cfg.Path
 	return openBolt(cfg), nil
 }
@@ -175,6 +179,6 @@ func chooseSQL(p config.Plugin, s Settings, c *choice) (openStore, error) {
 		Reason: "sqlite3 means the embedded store (DataStore \"bolt\"); what else is said about SQL is not used",
 	})
 	c.foreign.store, c.foreign.database = filepath.Join(s.DataDir, storeFile), sqlitePath(d.ConnectionString)
-	c.keep(c.foreign.store, func(_, format string, args ...any) error { return p.Errorf(format, args...) })
+	c.keep(c.foreign.store, s.DataDir, func(_, format string, args ...any) error { return p.Errorf(format, args...) })
 	return openBolt(bolt.Config{Path: c.foreign.store}), nil
 }
