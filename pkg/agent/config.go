@@ -3,6 +3,7 @@ package agent
 import (
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/credence-id/credence/pkg/config"
@@ -238,5 +239,5 @@ func (c *Config) Override(key, flag string) {
 
 // serverAddr is host:port.
 func (s *Section) serverAddr() string {
-	return net.JoinHostPort(s.ServerAddress, strconv.Itoa(s.ServerPort))
+	return net.JoinHostPort(strings.Trim(s.ServerAddress, "[]"), strconv.Itoa(s.ServerPort))
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ func (c *Config) Validate() error {
 	s.Profiling.Validate(func(key string, err error) { report("agent."+key, "%w", err) })
 	c.Telemetry.Validate(report)
 	c.Health.Validate(report)
+	telemetry.CheckPorts(report, c.Health.Endpoint(), c.Telemetry.Endpoint(), s.Profiling.Endpoint("agent"))
 	return config.Problems(problems...)
 }
 
@@ -70,6 +72,11 @@ func (s *Section) values(report reporter) {
 	}
 	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil && s.TrustDomain != "" {
 		report("agent.trust_domain", "%q: %w", s.TrustDomain, err)
+	}
+	if host := strings.Trim(s.ServerAddress, "[]"); strings.Contains(host, ":") {
+		if _, err := netip.ParseAddr(host); err != nil {
+			report("agent.server_address", "%q is neither a host name nor an IP address; a port is for server_port", s.ServerAddress)
+		}
 	}
 	if s.ServerPort < 1 || s.ServerPort > 65535 {
 		report("agent.server_port", "%d is not a port between 1 and 65535", s.ServerPort)

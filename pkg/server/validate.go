@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,6 +39,11 @@ func (c *Config) Validate() error {
 	filled := c.withDefaults()
 	filled.Telemetry.Validate(report)
 	filled.HealthChecks.Validate(report)
+	own := telemetry.Endpoint{Host: s.BindAddress, Port: strconv.Itoa(s.BindPort), Key: "server.bind_port"}
+	if c.Listener != nil {
+		own = telemetry.Endpoint{}
+	}
+	telemetry.CheckPorts(report, own, filled.HealthChecks.Endpoint(), filled.Telemetry.Endpoint(), s.Profiling.Endpoint("server"))
 	if _, err := c.choose(); err != nil {
 		problems = append(problems, err)
 	}

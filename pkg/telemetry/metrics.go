@@ -121,6 +121,14 @@ func NewRegistry() *prometheus.Registry {
 	return reg
 }
 
+// Endpoint is where the metrics are shown; the zero value if they are not.
+func (c Config) Endpoint() Endpoint {
+	if c.Prometheus == nil {
+		return Endpoint{}
+	}
+	return Endpoint{c.Prometheus.Host, strconv.Itoa(c.Prometheus.Port), "telemetry.Prometheus.port"}
+}
+
 // ListenMetrics opens the address of telemetry.Prometheus, for
 // [Listener.Serve]: a program does so before it writes anything. It is nil when
 // there is no such section. The error names the file key.

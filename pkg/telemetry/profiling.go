@@ -66,6 +66,15 @@ func profileNames() []string {
 	return names
 }
 
+// Endpoint is where the profiles are shown; the zero value if they are not.
+// section is where the keys stand.
+func (p Profiling) Endpoint(section string) Endpoint {
+	if !p.ProfilingEnabled {
+		return Endpoint{}
+	}
+	return Endpoint{profilingHost, strconv.Itoa(p.ProfilingPort), section + ".profiling_port"}
+}
+
 // Listen opens the profiles' address, for [Listener.Serve]; nil when they are
 // not enabled. section is where the keys stand, for errors.
 func (p Profiling) Listen(ctx context.Context, section string) (net.Listener, error) {
