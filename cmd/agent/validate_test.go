@@ -180,11 +180,15 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"attestor's data":      {plugins: `KeyManager "memory" {} NodeAttestor "join_token" { plugin_data { x = 1 } } WorkloadAttestor "unix" {}`, want: ":12: plugins.NodeAttestor.join_token.plugin_data.x: unknown key"},
 		"node attestor's data": {plugins: `KeyManager "memory" {} NodeAttestor "x509pop" {} WorkloadAttestor "unix" {}`, want: ":12: plugins.NodeAttestor.x509pop: private_key_path: is required"},
 
-		"data_dir is a file": {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: agent.data_dir"},
-		"state of everybody": {prepare: func(t *testing.T, p place) { p.write(t, "data/agent-state.pb", "", 0o644) }, want: "chmod 600"},
-		"long socket":        {args: []string{"-socketPath", "/tmp/" + strings.Repeat("x", 120)}, want: "-socketPath: agent.socket_path"},
-		"log in no folder":   {args: []string{"-logFile", "/nowhere/log"}, want: "-logFile: agent.log_file"},
-		"keys are none":      {plugins: `KeyManager "disk" {} NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: ":12: plugins.KeyManager.disk"},
+		"keys in no folder":     {plugins: `KeyManager "disk" { plugin_data { directory = "/nowhere" } } NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, want: ":12: plugins.KeyManager.disk"},
+		"profiles' port":        {agent: "profiling_enabled = true profiling_port = 9", rest: `health_checks { listener_enabled = true bind_port = "9" }`, want: ":9: agent.profiling_port: port 9 is that of health_checks.bind_port too"},
+		"server with a port":    {text: "agent {\n trust_domain = \"validate.test\"\n server_address = \"server.test:8081\"\n}", want: ":3: agent.server_address: \"server.test:8081\" is neither a host name nor an IP address; a port is for server_port"},
+		"bundle's file, SPIFFE": {bundle: `trust_bundle_path = "/nowhere"`, agent: `trust_bundle_format = "spiffe"`, want: "`credence-server bundle show -format spiffe`"},
+		"data_dir is a file":    {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: agent.data_dir"},
+		"state of everybody":    {prepare: func(t *testing.T, p place) { p.write(t, "data/agent-state.pb", "", 0o644) }, want: "chmod 600"},
+		"long socket":           {args: []string{"-socketPath", "/tmp/" + strings.Repeat("x", 120)}, want: "-socketPath: agent.socket_path"},
+		"log in no folder":      {args: []string{"-logFile", "/nowhere/log"}, want: "-logFile: agent.log_file"},
+		"keys are none":         {plugins: `KeyManager "disk" {} NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: ":12: plugins.KeyManager.disk"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

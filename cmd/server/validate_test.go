@@ -124,6 +124,10 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"metrics' port":        {rest: `telemetry { Prometheus { host = "x" } }`, want: ":13: telemetry.Prometheus.port"},
 		"health's port":        {rest: `health_checks { listener_enabled = true bind_port = "x" }`, want: ":13: health_checks.bind_port"},
 
+		"health's and metrics' port": {rest: `telemetry { Prometheus { port = 9 } } health_checks { listener_enabled = true bind_address = "0.0.0.0" bind_port = "9" }`,
+			want: ":13: telemetry.Prometheus.port: port 9 is that of health_checks.bind_port too; choose another"},
+		"key twice": {server: "log_level = \"INFO\"\nlog_level = \"INFO\"", want: ":9: log_level: key is set twice"},
+
 		"no key manager":         {plugins: "# none", want: ":10: plugins.KeyManager: one is required"},
 		"two key managers":       {plugins: memory + `KeyManager "disk" {}`, want: ":12: plugins.KeyManager.disk: only one"},
 		"later plugin":           {plugins: memory + `NodeAttestor "k8s_psat" { plugin_data { clusters = { "x" = { audience = [] } } } }`, want: ":12: plugins.NodeAttestor.k8s_psat: not supported"},
@@ -144,6 +148,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"socket is a file":   {prepare: func(t *testing.T, p place) { p.write(t, "api.sock", "", 0o600) }, want: ":4: server.socket_path"},
 		"store is none":      {prepare: func(t *testing.T, p place) { p.write(t, "data/credence.db", strings.Repeat("x", 9000), 0o600) }, want: "plugins.DataStore"},
 		"keys are none":      {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: "plugins.KeyManager.disk"},
+		"keys in no folder":  {plugins: `KeyManager "disk" { plugin_data { keys_path = "/nowhere/keys.json" } }`, want: ":11: plugins.KeyManager.disk.plugin_data.keys_path"},
 		"keys of everybody":  {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "{}", 0o644) }, want: "0644"},
 		"SPIRE's data":       {prepare: func(t *testing.T, p place) { p.write(t, "data/journal.pem", "x", 0o600) }, want: "server.data_dir"},
 	} {

@@ -114,7 +114,11 @@ func (t *trust) usable(now time.Time) bool {
 func loadBundle(td spiffeid.TrustDomain, path, format string) (*x509bundle.Bundle, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w; write the output of `credence-server bundle show` there", err)
+		show := "credence-server bundle show"
+		if format == formatSPIFFE {
+			show += " -format spiffe"
+		}
+		return nil, fmt.Errorf("%w; write the output of `%s` there", err, show)
 	}
 	bundle, err := parseBundle(td, data, format)
 	if err != nil {
