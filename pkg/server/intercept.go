@@ -3,9 +3,7 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -86,7 +84,7 @@ func (c *chain) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 }
 
 func (c *chain) callUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer recoverTo(&err)
+	defer rpcerr.Recover(&err)
 	budget := budgetOf(ctx)
 	budget.Reached()
 	budget.Took(sizeOf(req))
@@ -108,7 +106,7 @@ func (c *chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 }
 
 func (c *chain) callStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer recoverTo(&err)
+	defer rpcerr.Recover(&err)
 	budget := budgetOf(ss.Context())
 	budget.Reached()
 	p, err := c.gate.admit(ss.Context(), info.FullMethod)
@@ -146,7 +144,7 @@ func (c *chain) until(ctx context.Context, serve func(context.Context) error) er
 	c.ending.Go(func() {
 		var err error
 		defer func() { done <- err }()
-		defer recoverTo(&err)
+		defer rpcerr.Recover(&err)
 		err = serve(ctx)
 	})
 	select {
@@ -226,21 +224,6 @@ func sizeOf(m any) int {
 		return proto.Size(m)
 	}
 	return 0
-}
-
-// panicError is a handler that panicked.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
-
-// recoverTo turns a panic into an error: one request must not end the others.
-func recoverTo(err *error) {
-	if r := recover(); r != nil {
-		*err = &panicError{value: r, stack: debug.Stack()}
-	}
 }
 
 // finish maps the error of a call, counts the call, and logs what went wrong for

@@ -41,7 +41,8 @@ func (s *Service) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
 	}
 }
 
-func (s *Service) converse(ctx context.Context, stream agentv1.Agent_AttestAgentServer) error {
+func (s *Service) converse(ctx context.Context, stream agentv1.Agent_AttestAgentServer) (err error) {
+	defer rpcerr.Recover(&err)
 	result, err := s.attest(ctx, &exchange{stream: stream})
 	if err != nil {
 		return err

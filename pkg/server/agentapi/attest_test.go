@@ -374,6 +374,29 @@ func TestS07_AttestIsBoundedInTime(t *testing.T) {
 	}
 }
 
+// broken is a verifier with a fault that evidence can set off.
+type broken struct{ puzzle }
+
+func (broken) Name() string { return "broken" }
+
+func (broken) Verify(context.Context, node.Attempt) (node.Result, error) { panic("canary-panic") }
+
+// TestS07_AttestPanics: a stranger's evidence that sets off a fault does not end
+// the server, although the conversation has a goroutine of its own.
+func TestS07_AttestPanics(t *testing.T) {
+	t.Parallel()
+	w := world(t, apitest.Options{}, broken{})
+	csr := apitest.CSR(t, apitest.NewKey(t), x509.CertificateRequest{})
+	conn := w.Dial(t, nil)
+	_, err := attestOver(t.Context(), conn, params("broken", "x", csr))
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "canary") {
+		t.Errorf("got %v, want Internal without the reason", err)
+	}
+	if _, err := attestOver(t.Context(), conn, params("puzzle", "x", csr)); err != nil {
+		t.Errorf("the next attestation: %v", err)
+	}
+}
+
 func TestAttestAgain(t *testing.T) {
 	t.Parallel()
 	w := world(t, apitest.Options{}, puzzle{reattest: true})

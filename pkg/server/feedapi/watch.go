@@ -128,7 +128,14 @@ func (w *watch) awaitOpen(ctx context.Context) (*feedv1.Open, error) {
 func (w *watch) follow(ctx context.Context, open *feedv1.Open, known bool) error {
 	s := &sender{hub: w.hub, st: w.st, send: func(m *feedv1.WatchResponse) error { return w.send(ctx, m) }}
 	sent := make(chan error, 1)
-	begin := func(f func() error) bool { return w.hub.start(func() { sent <- f() }) }
+	begin := func(f func() error) bool {
+		return w.hub.start(func() {
+			var err error
+			defer func() { sent <- err }()
+			defer rpcerr.Recover(&err)
+			err = f()
+		})
+	}
 
 	sending := begin(func() error {
 		if err := s.first(ctx, open, known); err != nil {
@@ -174,7 +181,8 @@ func (w *watch) send(ctx context.Context, m *feedv1.WatchResponse) error {
 
 // receive hands Open over and takes in Acks until the agent leaves, which is
 // not an error.
-func (w *watch) receive() error {
+func (w *watch) receive() (err error) {
+	defer rpcerr.Recover(&err)
 	open, err := w.recv()
 	if err != nil || open == nil {
 		return err

@@ -63,7 +63,8 @@ func (s *Service) newX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX
 	return &svidv1.BatchNewX509SVIDResponse_Result{Status: rpcerr.Item(ctx, s.cfg.Logger, err), Svid: out}
 }
 
-func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams) (*types.X509SVID, error) {
+func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams) (_ *types.X509SVID, err error) {
+	defer rpcerr.Recover(&err)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
