@@ -70,6 +70,8 @@ func (a *Agent) attest(ctx context.Context) error {
 	}
 	said, isAnswer := errors.AsType[answer](err)
 	switch {
+	case errors.Is(err, jointoken.ErrNoToken):
+		return noEvidence{err}
 	case errors.Is(err, node.ErrRefused):
 	case !isAnswer:
 		return errors.New(err.Error()) // a status in it is not the server's
@@ -81,6 +83,11 @@ func (a *Agent) attest(ctx context.Context) error {
 	}
 	return fmt.Errorf("%w: %w", ErrRefused, err)
 }
+
+// noEvidence is an ErrRefused of which the server knows nothing.
+type noEvidence struct{ error }
+
+func (noEvidence) Is(target error) bool { return target == ErrRefused }
 
 // final says whether the server's answer is that the evidence will not do. That
 // the agent must attest again, or is banned, is not for here.

@@ -85,7 +85,8 @@ type Section struct {
 	// RebootstrapDelay is for how long it must have been so.
 	RebootstrapDelay time.Duration `hcl:"rebootstrap_delay" default:"10m"`
 
-	// JoinToken is the token of the node attestor join_token.
+	// JoinToken is the token of the node attestor join_token, which is then used
+	// whatever node attestor the section plugins names.
 	JoinToken string `hcl:"join_token"`
 	// JoinTokenFile holds the join token; exclusive with JoinToken.
 	JoinTokenFile string `hcl:"join_token_file"`

@@ -55,7 +55,7 @@ func TestS18_AnAgentThatIsNotWantedIsGone(t *testing.T) {
 			}
 
 			// With nothing, and with the token of old.
-			wantOneLine(t, s.endsAtOnce(a.run()), "no join token is configured")
+			wantOneLine(t, s.endsAtOnce(a.run()), "following the server: attesting with join_token: no join token is configured")
 			wantOneLine(t, s.endsAtOnce(a.run("-joinToken", a.token)), test.line)
 			// Nobody else was touched.
 			s.create(w.entry("/second", other.id(), self()))

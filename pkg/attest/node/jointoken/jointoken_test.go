@@ -110,7 +110,7 @@ func TestS22_ErrorsDoNotRepeatTheToken(t *testing.T) {
 func TestNoToken(t *testing.T) {
 	t.Parallel()
 	_, err := nodetest.Exchange(t.Context(), NewProver(""), Verifier{}, td, nil)
-	if !errors.Is(err, node.ErrRefused) || !strings.Contains(err.Error(), "credence-server token generate") {
+	if !errors.Is(err, ErrNoToken) || !strings.Contains(err.Error(), "credence-server token generate") {
 		t.Errorf("without a token: %v", err)
 	}
 }
