@@ -29,7 +29,7 @@ type EntryUpdate struct {
 }
 
 // CreateEntries makes entries and answers for each, in order. An empty ID is
-// filled in with a UUIDv7, a CreatedAt that is empty or far ahead with now;
+// filled in with a UUIDv7, a CreatedAt that is empty or cannot be with now;
 // RevisionNumber is set. It refuses an entry that breaks a rule (ErrInvalid),
 // that federates with a trust domain whose bundle is not there (ErrInvalid), or
 // that is similar to another, of this batch or before it, or has its ID
@@ -117,6 +117,13 @@ type draft struct {
 // server's clock; SPIRE's servers also round to the next second.
 const clockLead = time.Minute
 
+// plausible says whether an entry can have been created at a time: of entries
+// with one hint the oldest goes before the others. Times far from now do not
+// compare, so the seconds are looked at.
+func plausible(created, now time.Time) bool {
+	return !created.IsZero() && created.Unix() > 0 && created.Unix() <= now.Add(clockLead).Unix()
+}
+
 func (r *Registry) draft(in *Entry, now time.Time) (*draft, error) {
 	e := in.Clone()
 	d := &draft{entry: e, chosen: e.ID != ""}
@@ -127,7 +134,7 @@ func (r *Registry) draft(in *Entry, now time.Time) (*draft, error) {
 		}
 		e.ID = id.String()
 	}
-	if e.CreatedAt.IsZero() || e.CreatedAt.After(now.Add(clockLead)) {
+	if !plausible(e.CreatedAt, now) {
 		e.CreatedAt = now
 	}
 	e.CreatedAt, e.RevisionNumber, e.ModRevision = e.CreatedAt.UTC().Truncate(time.Second), 0, 0

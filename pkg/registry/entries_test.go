@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,13 @@ func TestCreateEntries(t *testing.T) {
 	for _, e := range []*Entry{got[0], got[2]} {
 		if e.CreatedAt.Before(before) || e.CreatedAt.After(time.Now()) {
 			t.Errorf("%s is created at %v", e.SPIFFEID, e.CreatedAt)
+		}
+	}
+	for i, seconds := range []int64{-1, math.MinInt64, math.MaxInt64} {
+		odd := newEntry("/a", fmt.Sprintf("/odd-%d", i))
+		odd.CreatedAt = time.Unix(seconds, 0)
+		if e := mustCreate(t, r, odd)[0]; e.CreatedAt.Before(before) || e.CreatedAt.After(time.Now()) {
+			t.Errorf("created at %d: it is created at %v", seconds, e.CreatedAt)
 		}
 	}
 	if chosen.RevisionNumber != 7 {
