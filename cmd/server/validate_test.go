@@ -140,6 +140,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"plugin's data file":     {plugins: `KeyManager "disk" { plugin_data_file = "/nowhere" }`, want: ":11: plugins.KeyManager.disk: plugin_data_file"},
 		"another database":       {plugins: memory + `DataStore "sql" { plugin_data { database_type "aws_mysql" { region = "x" } } }`, want: `:12: plugins.DataStore.sql.plugin_data.database_type: "aws_mysql" is not supported`},
 		"node attestor's data":   {plugins: memory + `NodeAttestor "x509pop" { plugin_data { mode = "nonsense" } }`, want: ":12: plugins.NodeAttestor.x509pop"},
+		"agent path template":    {plugins: memory + `NodeAttestor "x509pop" { plugin_data { mode = "spiffe" agent_path_template = "/x509pop/{{ .Finger }}" } }`, want: ":12: plugins.NodeAttestor.x509pop.plugin_data.agent_path_template"},
 		"node attestor's file":   {plugins: memory + `NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "/nowhere" } }`, want: ":12: plugins.NodeAttestor.x509pop"},
 
 		"data_dir is a file": {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: server.data_dir"},

@@ -57,6 +57,9 @@ func chooseX509POP(p config.Plugin) (openVerifier, error) {
 		if err != nil {
 			return nil, p.DataErrorf("agent_path_template", "%w", err)
 		}
+		if err := t.Check(x509pop.NoValues()); err != nil {
+			return nil, p.DataErrorf("agent_path_template", "%w", err)
+		}
 		cfg.Path = t.Path
 	}
 	return func(env verifierEnv) (node.Verifier, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"text/template"
@@ -100,6 +101,22 @@ func (t *Template) Path(values any) (string, error) {
 		return "", fmt.Errorf("%w: agent_path_template: the path does not begin with %s", node.ErrRefused, want)
 	}
 	return path, nil
+}
+
+// Check returns an error when the template names a field that values of this
+// type do not have: no agent would ever have a path then. What depends on the
+// values themselves is for [Template.Path] to say.
+func (t *Template) Check(values any) error {
+	tmpl, err := t.tmpl.Clone()
+	if err != nil {
+		return fmt.Errorf("%w", err)
+	}
+	pass := func(v any) any { return v }
+	err = tmpl.Funcs(template.FuncMap{guardSegment: pass, guardPath: pass}).Execute(io.Discard, values)
+	if err != nil && strings.Contains(err.Error(), "can't evaluate field") { // text/template has no type for it
+		return fmt.Errorf("%w", err)
+	}
+	return nil
 }
 
 // limited is a buffer of at most MaxPath bytes.

@@ -118,6 +118,39 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// TestCheck: what no values have is found before there are any; what these do
+// not have is not looked at.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	type inner struct{ Name string }
+	values := struct {
+		CN   string
+		List []string
+		In   inner
+		Map  map[string]string
+	}{}
+	for text, want := range map[string]string{
+		"/m/{{ .CN }}":                         "",
+		"/m/{{ .In.Name }}":                    "",
+		"/m/{{ .Map.x }}":                      "",
+		"/m/{{ index .List 0 }}":               "",
+		"/m/{{ if .CN }}x{{ else }}y{{ end }}": "",
+		"/m/{{ .Nonsense }}":                   "can't evaluate field Nonsense",
+		"/m/{{ .CN }}/{{ .In.Nonsense }}":      "can't evaluate field Nonsense",
+	} {
+		tmpl, err := Parse("m", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tmpl.Check(values); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", text, err, want)
+		}
+		if _, err := tmpl.Path(values); err == nil && text != "/m/{{ if .CN }}x{{ else }}y{{ end }}" {
+			t.Errorf("%s: a path without values: its guards are gone", text)
+		}
+	}
+}
+
 // TestFunctions: every function that is named is there.
 func TestFunctions(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,10 @@ type values struct {
 	URISanSelectors map[string]string
 }
 
+// NoValues is what an agent path template finds, with nothing in it: to see
+// whether it names fields that there are.
+func NoValues() any { return values{Certificate: new(x509.Certificate)} }
+
 // exchanged is what an X509-SVID has below the prefix; nothing outside the mode
 // spiffe.
 func (v *Verifier) exchanged(leaf *x509.Certificate, td spiffeid.TrustDomain) (string, error) {
