@@ -72,7 +72,8 @@ type Settings struct {
 	// TLSMinVersion is the least TLS version of the TLS listener, 1.2 or 1.3.
 	TLSMinVersion string `hcl:"tls_min_version" default:"1.3" ours:"true"`
 
-	// AdminIDs are SPIFFE IDs that are admins without an entry.
+	// AdminIDs are SPIFFE IDs of this trust domain that are admins without an
+	// entry.
 	AdminIDs []string `hcl:"admin_ids"`
 	// AuditLogEnabled writes a record of every decision.
 	AuditLogEnabled bool `hcl:"audit_log_enabled"`

@@ -75,6 +75,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"port":                      {server(`bind_port = 70000`), []string{"server.bind_port", "65535"}},
 		"TLS version":               {server(`tls_min_version = "1.1"`), []string{"server.tls_min_version", "1.3"}},
 		"admin ID":                  {server(`admin_ids = ["nobody"]`), []string{"server.admin_ids", "nobody"}},
+		"admin of others":           {server(`admin_ids = ["spiffe://other.org/admin"]`), []string{"server.admin_ids", "other.org/admin", "not of the trust domain"}},
 		"CA key type":               {server(`ca_key_type = "dsa"`), []string{"server.ca_key_type", "ec-p256"}},
 		"JWT key type":              {server(`jwt_key_type = "dsa"`), []string{"server.jwt_key_type", "ec-p256"}},
 		"log level":                 {server(`log_level = "loud"`), []string{"server.log_level", "DEBUG"}},

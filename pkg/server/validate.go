@@ -120,13 +120,21 @@ func (s Settings) lifetimes(report reporter) {
 	}
 }
 
-// adminIDs parses admin_ids.
+// adminIDs parses admin_ids. Those of other trust domains, which SPIRE takes by
+// their bundles, would never get in: no certificate of theirs does.
 func (s Settings) adminIDs() ([]spiffeid.ID, error) {
+	own, err := spiffeid.TrustDomainFromString(s.TrustDomain)
+	if err != nil {
+		own = spiffeid.TrustDomain{} // That has been said.
+	}
 	out := make([]spiffeid.ID, 0, len(s.AdminIDs))
 	for _, text := range s.AdminIDs {
 		id, err := spiffeid.FromString(text)
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", text, err)
+		}
+		if !own.IsZero() && !id.MemberOf(own) {
+			return nil, fmt.Errorf("%q is not of the trust domain %q: admins of others are not supported in this version; give this one an SVID of this server's, or remove it", text, own.Name())
 		}
 		out = append(out, id)
 	}
