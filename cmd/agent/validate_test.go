@@ -186,6 +186,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"bundle's file, SPIFFE": {bundle: `trust_bundle_path = "/nowhere"`, agent: `trust_bundle_format = "spiffe"`, want: "`credence-server bundle show -format spiffe`"},
 		"data_dir is a file":    {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: agent.data_dir"},
 		"state of everybody":    {prepare: func(t *testing.T, p place) { p.write(t, "data/agent-state.pb", "", 0o644) }, want: "chmod 600"},
+		"SVID is none":          {prepare: func(t *testing.T, p place) { p.write(t, "data/agent-svid.json", "x", 0o600) }, want: ":3: agent.data_dir: reading the agent's SVID"},
 		"long socket":           {args: []string{"-socketPath", "/tmp/" + strings.Repeat("x", 120)}, want: "-socketPath: agent.socket_path"},
 		"log in no folder":      {args: []string{"-logFile", "/nowhere/log"}, want: "-logFile: agent.log_file"},
 		"keys are none":         {plugins: `KeyManager "disk" {} NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: ":12: plugins.KeyManager.disk"},

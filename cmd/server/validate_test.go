@@ -143,15 +143,16 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"agent path template":    {plugins: memory + `NodeAttestor "x509pop" { plugin_data { mode = "spiffe" agent_path_template = "/x509pop/{{ .Finger }}" } }`, want: ":12: plugins.NodeAttestor.x509pop.plugin_data.agent_path_template"},
 		"node attestor's file":   {plugins: memory + `NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "/nowhere" } }`, want: ":12: plugins.NodeAttestor.x509pop"},
 
-		"data_dir is a file": {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: server.data_dir"},
-		"log in no folder":   {args: []string{"-logFile", "/nowhere/log"}, want: "-logFile: server.log_file"},
-		"long socket":        {args: []string{"-socketPath", "/tmp/" + strings.Repeat("x", 120)}, want: "-socketPath: server.socket_path"},
-		"socket is a file":   {prepare: func(t *testing.T, p place) { p.write(t, "api.sock", "", 0o600) }, want: ":4: server.socket_path"},
-		"store is none":      {prepare: func(t *testing.T, p place) { p.write(t, "data/credence.db", strings.Repeat("x", 9000), 0o600) }, want: "plugins.DataStore"},
-		"keys are none":      {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: "plugins.KeyManager.disk"},
-		"keys in no folder":  {plugins: `KeyManager "disk" { plugin_data { keys_path = "/nowhere/keys.json" } }`, want: ":11: plugins.KeyManager.disk.plugin_data.keys_path"},
-		"keys of everybody":  {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "{}", 0o644) }, want: "0644"},
-		"SPIRE's data":       {prepare: func(t *testing.T, p place) { p.write(t, "data/journal.pem", "x", 0o600) }, want: "server.data_dir"},
+		"data_dir is a file":  {prepare: func(t *testing.T, p place) { p.write(t, "data", "", 0o600) }, want: ":3: server.data_dir"},
+		"log in no folder":    {args: []string{"-logFile", "/nowhere/log"}, want: "-logFile: server.log_file"},
+		"long socket":         {args: []string{"-socketPath", "/tmp/" + strings.Repeat("x", 120)}, want: "-socketPath: server.socket_path"},
+		"socket is a file":    {prepare: func(t *testing.T, p place) { p.write(t, "api.sock", "", 0o600) }, want: ":4: server.socket_path"},
+		"store is none":       {prepare: func(t *testing.T, p place) { p.write(t, "data/credence.db", strings.Repeat("x", 9000), 0o600) }, want: "plugins.DataStore"},
+		"keys are none":       {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "x", 0o600) }, want: "plugins.KeyManager.disk"},
+		"keys in no folder":   {plugins: `KeyManager "disk" { plugin_data { keys_path = "/nowhere/keys.json" } }`, want: ":11: plugins.KeyManager.disk.plugin_data.keys_path"},
+		"server's ID is none": {prepare: func(t *testing.T, p place) { p.write(t, "data/server_id", "x", 0o600) }, want: ":3: server.data_dir: reading the server's ID"},
+		"keys of everybody":   {prepare: func(t *testing.T, p place) { p.write(t, "data/keys.json", "{}", 0o644) }, want: "0644"},
+		"SPIRE's data":        {prepare: func(t *testing.T, p place) { p.write(t, "data/journal.pem", "x", 0o600) }, want: "server.data_dir"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

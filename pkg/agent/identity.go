@@ -77,20 +77,12 @@ func (id *identity) GetX509SVID() (*x509svid.SVID, error) {
 // returns false when there is none; a file that cannot be read is an error, as
 // it may be all that stands between this node and a new attestation.
 func (id *identity) load(ctx context.Context) (bool, error) {
-	data, err := os.ReadFile(id.path)
+	r, certs, err := readSVID(id.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("reading the agent's SVID: %w", err)
-	}
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return false, fmt.Errorf("reading the agent's SVID: %s: %w; remove the file to attest again", id.path, err)
-	}
-	certs, err := parseChain(r.Certificates)
-	if err != nil {
-		return false, fmt.Errorf("reading the agent's SVID: %s: %w; remove the file to attest again", id.path, err)
+		return false, err
 	}
 	for _, slot := range keySlots {
 		key, err := id.keys.Get(ctx, slot)
@@ -105,6 +97,24 @@ func (id *identity) load(ctx context.Context) (bool, error) {
 		}
 	}
 	return false, nil // a key kept in memory went with the process that had it
+}
+
+// readSVID reads the file of an earlier life's SVID; fs.ErrNotExist when there is
+// none.
+func readSVID(path string) (record, []*x509.Certificate, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return record{}, nil, fmt.Errorf("reading the agent's SVID: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return record{}, nil, fmt.Errorf("reading the agent's SVID: %s: %w; remove the file to attest again", path, err)
+	}
+	certs, err := parseChain(r.Certificates)
+	if err != nil {
+		return record{}, nil, fmt.Errorf("reading the agent's SVID: %s: %w; remove the file to attest again", path, err)
+	}
+	return r, certs, nil
 }
 
 // forget removes the SVID, here and on disk, and the keys it had.

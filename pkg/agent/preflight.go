@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -30,6 +32,9 @@ func (c *Config) Preflight() error {
 	report("agent.data_dir", unusable)
 	if unusable == nil {
 		report("agent.data_dir", checkPrivate(filepath.Join(s.DataDir, stateFile)))
+		if _, _, err := readSVID(filepath.Join(s.DataDir, svidFile)); !errors.Is(err, fs.ErrNotExist) {
+			report("agent.data_dir", err)
+		}
 	}
 	for key, path := range map[string]string{"agent.socket_path": s.SocketPath, "agent.admin_socket_path": s.AdminSocketPath} {
 		if path != "" {

@@ -36,10 +36,15 @@ func prepareDataDir(dir string) error {
 // kept for ever: the journal of this server's authorities is found by it.
 func loadServerID(dir string) (string, error) {
 	path := filepath.Join(dir, serverIDFile)
-	data, err := os.ReadFile(path)
+	id, err := readServerID(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return makeServerID(path)
 	}
+	return id, err
+}
+
+func readServerID(path string) (string, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return "", fmt.Errorf("reading the server's ID: %w", err)
 	}

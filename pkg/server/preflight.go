@@ -2,6 +2,8 @@ package server
 
 import (
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/credence-id/credence/pkg/config"
@@ -26,6 +28,9 @@ func (c *Config) Preflight() error {
 	if s.DataDir != "" {
 		unusable = preflight.Dir(s.DataDir)
 		report("server.data_dir", unusable)
+		if _, err := readServerID(filepath.Join(s.DataDir, serverIDFile)); unusable == nil && !errors.Is(err, fs.ErrNotExist) {
+			report("server.data_dir", err)
+		}
 	}
 	if c.AdminListener == nil {
 		report("server.socket_path", unixsock.Check(s.SocketPath))
