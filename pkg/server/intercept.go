@@ -95,7 +95,10 @@ func (c *chain) callUnary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	if err := c.limits.take(ctx, info.FullMethod, p.caller, req); err != nil {
 		return nil, err
 	}
-	return handler(policy.NewContext(ctx, p.caller), req)
+	if resp, err = handler(policy.NewContext(ctx, p.caller), req); err != nil {
+		return nil, err
+	}
+	return resp, checkUnread(ctx, resp)
 }
 
 // stream is gRPC's interceptor of streams.

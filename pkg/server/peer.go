@@ -26,6 +26,8 @@ type client struct {
 	// budget is what the connection may have of unfinished messages; nil for
 	// strangers, whose connection is bounded as a whole.
 	budget *connlimit.Budget
+	// stranger is the connection if no certificate was shown, else nil.
+	stranger *strangerConn
 }
 
 // AuthType is gRPC's name for the kind of AuthInfo.
@@ -85,7 +87,8 @@ func (t tlsCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Aut
 	if err != nil {
 		return refused(welcomeReason(chain, err), err)
 	}
-	return conn, &client{TLSInfo: tlsInfo, chain: chain, budget: budget}, nil
+	stranger, _ := conn.(*strangerConn)
+	return conn, &client{TLSInfo: tlsInfo, chain: chain, budget: budget, stranger: stranger}, nil
 }
 
 // Clone is required by the interface.
