@@ -129,7 +129,7 @@ func (s *Service) RevokeJWTAuthority(ctx context.Context, req *localauthorityv1.
 // What this server does not have. The texts begin as SPIRE's do.
 var (
 	errNoUpstream = rpcerr.New(codes.FailedPrecondition, "upstream authority is not configured: "+
-		"this server signs with authorities of its own, which TaintX509Authority and RevokeX509Authority are for")
+		"no authority of another server in the bundle has this subject key ID, and those of this server are for TaintX509Authority and RevokeX509Authority")
 	errNoWIT = rpcerr.New(codes.Unimplemented, "WIT-SVID functionality is not yet implemented: "+
 		"this server has X.509 and JWT authorities only, which have calls of their own")
 )

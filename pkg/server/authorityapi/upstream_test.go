@@ -22,7 +22,7 @@ import (
 )
 
 // noUpstream is what is said of an authority that is not there, or our own.
-const noUpstream = "upstream authority is not configured: this server signs with authorities of its own, which TaintX509Authority and RevokeX509Authority are for"
+const noUpstream = "upstream authority is not configured: no authority of another server in the bundle has this subject key ID, and those of this server are for TaintX509Authority and RevokeX509Authority"
 
 // TestForeignAuthority: an authority that another server left in the bundle can
 // be tainted, and then removed; this server's own cannot, by these calls.
