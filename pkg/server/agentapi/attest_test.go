@@ -375,7 +375,7 @@ func TestS07_AttestIsBoundedInTime(t *testing.T) {
 }
 
 // broken is a verifier with a fault that evidence can set off.
-type broken struct{ puzzle }
+type broken struct{}
 
 func (broken) Name() string { return "broken" }
 
