@@ -35,16 +35,31 @@ func Dir(path string) error {
 }
 
 // Parent says why no file can be made at path: its directory is not there, or
-// cannot be written. made is a directory that is made when it is not there.
+// cannot be written. made is a directory that is made when it is not there, and
+// those above it.
 func Parent(path, made string) error {
 	dir := filepath.Dir(path)
-	if dir == filepath.Clean(made) {
-		return nil // Dir has looked at it.
-	}
-	if _, err := os.Stat(dir); err != nil {
+	_, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && within(made, dir):
+		return nil
+	case err != nil:
 		return fmt.Errorf("%w; make this directory, or choose another path", err)
 	}
 	return Dir(dir)
+}
+
+// within says whether path is dir, or below it.
+func within(path, dir string) bool {
+	var err error
+	if path, err = filepath.Abs(path); err != nil {
+		return false
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // Follows says whether err is only what comes of a directory that cannot be

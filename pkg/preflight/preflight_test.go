@@ -30,8 +30,25 @@ func TestSaysWhatUsingWouldSay(t *testing.T) {
 		return err
 	}
 	parent := func(path string) error { return Parent(path, filepath.Join(dir, "made")) }
-	if err := Parent(filepath.Join(dir, "made", "f"), filepath.Join(dir, "made")+"/"); err != nil {
-		t.Errorf("a file in a directory that will be made: %v", err)
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		path, made string
+		fine       bool
+	}{
+		"in it":                    {dir + "/made/f", dir + "/made/", true},
+		"above it":                 {dir + "/new/f", dir + "/new/made", true},
+		"below it":                 {dir + "/made/below/f", dir + "/made", false},
+		"beside it":                {dir + "/made2/f", dir + "/made", false},
+		"in it, one relative":      {here + "/made/f", "./made", true},
+		"in it, the other":         {"made/f", here + "/made", true},
+		"in one that begins alike": {dir + "/..made/f", dir + "/made", false},
+	} {
+		if err := Parent(test.path, test.made); (err == nil) != test.fine {
+			t.Errorf("a file %s: %v", name, err)
+		}
 	}
 	for name, test := range map[string]struct {
 		check, use func(string) error
