@@ -23,6 +23,7 @@ type Budget struct {
 	size   int64
 	used   atomic.Int64
 	shared *Budget
+	closed atomic.Bool
 	last   time.Time // when the reader last forgave
 }
 
@@ -47,9 +48,11 @@ func (b *Budget) Took(n int) {
 	}
 }
 
-// Close gives back what the connection has used of a shared Budget.
+// Close gives back what the connection has used of a shared Budget. What is still
+// read of it is given back at once.
 func (b *Budget) Close() {
 	if b != nil {
+		b.closed.Store(true)
 		b.less(b.used.Load())
 	}
 }
@@ -75,6 +78,10 @@ func (b *Budget) read(n int) bool {
 	b.used.Add(int64(n))
 	if b.shared != nil {
 		b.shared.used.Add(int64(n))
+	}
+	if b.closed.Load() {
+		b.less(b.used.Load())
+		return false
 	}
 	if b.within() {
 		return true

@@ -225,6 +225,9 @@ func TestBudgetIsShared(t *testing.T) {
 		t.Error("what a closed connection used is not free")
 	}
 	two.Took(1 << 20)
+	if one.read(30) {
+		t.Error("a closed connection may go on")
+	}
 	if used := shared.used.Load(); used != 0 {
 		t.Errorf("%d bytes are used by nobody", used)
 	}

@@ -65,6 +65,7 @@ type door struct {
 	strangers  *connlimit.Pool[netip.Prefix]
 	agents     *connlimit.Pool[spiffeid.ID]
 	callers    *connlimit.Pool[spiffeid.ID]
+	budgets    callerBudgets
 	// proxies may name the source of a connection by a PROXY protocol header.
 	proxies []netip.Prefix
 	// stopping: connections have to go for no fault of theirs.
@@ -366,9 +367,9 @@ func (e *entrant) welcome(conn net.Conn, source netip.Prefix, chain []*x509.Cert
 	if err != nil {
 		return nil, nil, err
 	}
-	e.move(place)
+	budget, leave := e.door.budgets.enter(id, size, now)
+	e.move(budgeted{place, leave})
 	e.live(chain[0].NotAfter.Add(endGrace))
-	budget := connlimit.NewBudget(size, nil, now)
 	return connlimit.NewConn(conn, budget), budget, nil
 }
 
