@@ -30,6 +30,12 @@ func importCommand(p cli.Persona) *cobra.Command {
 		if f.from == "" {
 			return cli.Hint(errors.New("-from is required"), "it is the admin socket of the server to import from, such as /tmp/spire-server/private/api.sock")
 		}
+		switch {
+		case f.every < 0:
+			return fmt.Errorf("-every: %v is negative", f.every)
+		case f.every > 0 && f.config.DryRun:
+			return cli.Hint(errors.New("-every and -dry-run exclude each other"), "nothing is written that a second run could go on with")
+		}
 		if err := differentSockets(conn, f.from); err != nil {
 			return err
 		}

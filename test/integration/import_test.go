@@ -214,6 +214,8 @@ func TestImportRefuses(t *testing.T) {
 	}{
 		"no source":            {nil, "-from is required"},
 		"itself":               {[]string{"-from", s.socket()}, "-from is the socket of this server"},
+		"a negative pause":     {[]string{"-from", other.socket(), "-every", "-1s"}, "-every: -1s is negative"},
+		"a dry run repeated":   {[]string{"-from", other.socket(), "-every", "1s", "-dry-run"}, "-every and -dry-run exclude each other"},
 		"nobody":               {[]string{"-from", "/nowhere/api.sock"}, "no socket at /nowhere/api.sock"},
 		"another trust domain": {[]string{"-from", other.socket()}, `"oth.test" there and "imp.test" here`},
 	} {
