@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"testing"
 )
 
@@ -68,19 +69,22 @@ func TestAnAgentMayTrustWhoeverAnswersForATrial(t *testing.T) {
 	w := newWorld(t, "trial")
 	s := w.startServer(serverOptions{})
 	a := w.newAgent(s, "a", agentOptions{})
-	if err := os.Remove(a.bundlePath()); err != nil {
+	careful, err := os.ReadFile(a.config())
+	if err != nil {
 		t.Fatal(err)
 	}
+	writeFile(t, a.config(), regexp.MustCompile(`trust_bundle_path = .*`).ReplaceAllString(string(careful), ""))
 	token := a.dir + "/token"
 	writeFile(t, token, a.token+"\n")
 	s.create(w.entry("/web", a.id(), self()))
-	healthy(t, a.run("-trustBundle=", "-insecureBootstrap", "-joinTokenFile", token), a.conn)
+	healthy(t, a.run("-insecureBootstrap", "-joinTokenFile", token), a.conn)
 	a.proc.await(t, `level=WARN msg="trusting whoever answers.*not for production"`)
 	sees(t, a, w.id("/web"))
 
 	// Once it knows its server, it does not trust others.
 	a.stop()
-	writeFile(t, a.bundlePath(), "not needed any more")
+	writeFile(t, a.config(), string(careful))
+	w.pemFile(a.bundlePath(), "CERTIFICATE", w.newMachines().cert.Raw)
 	a.start()
 	sees(t, a, w.id("/web"))
 }
