@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // buffer is a log that can be read while it is written.
@@ -214,14 +215,27 @@ func TestSetLogLevelRefuses(t *testing.T) {
 	}
 }
 
-// TestOtherServicesAreUnimplemented: a client that probes for what comes with a
-// later version can tell.
-func TestOtherServicesAreUnimplemented(t *testing.T) {
+// TestS13_NothingOnBehalfOfOthers: no method of the delegated API is served, so
+// that no identity, privileged or not, is given to who asks for another's. A
+// client that probes for it can tell.
+func TestS13_NothingOnBehalfOfOthers(t *testing.T) {
 	t.Parallel()
 	conn, _, _ := serve(t, "", nothing)
-	_, err := delegatedv1.NewDelegatedIdentityClient(conn).FetchJWTSVIDs(t.Context(), &delegatedv1.FetchJWTSVIDsRequest{})
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("got %v, want Unimplemented", err)
+	d := delegatedv1.DelegatedIdentity_ServiceDesc
+	for _, m := range d.Methods {
+		err := conn.Invoke(t.Context(), "/"+d.ServiceName+"/"+m.MethodName, &emptypb.Empty{}, &emptypb.Empty{})
+		if status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v, want Unimplemented", m.MethodName, err)
+		}
+	}
+	for _, m := range d.Streams {
+		s, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/"+d.ServiceName+"/"+m.StreamName)
+		if err == nil {
+			err = s.RecvMsg(&emptypb.Empty{})
+		}
+		if status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v, want Unimplemented", m.StreamName, err)
+		}
 	}
 }
 
