@@ -24,7 +24,7 @@ var layers = []layer{
 	{"services", []string{"pkg/server/*", "pkg/agent/*", "pkg/federation", "pkg/sts", "pkg/oidc", "pkg/publish"}},
 	{"decisions", []string{"pkg/ca", "pkg/entitle", "pkg/policy"}},
 	{"implementations", []string{
-		"pkg/registry", "pkg/store/*", "pkg/keys/*", "pkg/ca/upstream/*",
+		"pkg/registry", "pkg/registry/*", "pkg/store/*", "pkg/keys/*", "pkg/ca/upstream/*",
 		"pkg/attest/node/*", "pkg/attest/workload/*", "pkg/plugin",
 	}},
 	{"contracts", []string{
@@ -43,6 +43,8 @@ var siblings = [][2]string{
 	{"pkg/server/*", "pkg/server/rpcerr"},
 	{"pkg/server/apitest", "pkg/server/*"}, // puts rooms together, for tests only
 	{"pkg/agent/*", "pkg/agent/*"},
+	{"pkg/registry/registrytest", "pkg/registry"},
+	{"pkg/registry/registrytest", "pkg/store/*"},
 	{"pkg/ca/upstream", "pkg/svid"},
 	{"pkg/ca/upstream", "pkg/keys"},
 	{"pkg/attest/node", "pkg/attest"},

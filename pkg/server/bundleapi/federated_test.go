@@ -93,7 +93,7 @@ func TestGetFederatedBundle(t *testing.T) {
 		"own":        {td: "example.org", code: codes.InvalidArgument, message: "getting a federated bundle for the server's own trust domain is not allowed"},
 		"store away": {td: "other.test", away: true, code: codes.Unavailable, message: "store: unavailable"},
 	} {
-		f.away = tc.away
+		f.Away.Store(tc.away)
 		got, err := f.GetFederatedBundle(local(t), &bundlev1.GetFederatedBundleRequest{TrustDomain: tc.td})
 		if codeOf(err) != tc.code || err != nil && err.Error() != tc.message || err == nil && got.TrustDomain != "other.test" {
 			t.Errorf("%s: %v, %v, want %v %q", name, got, err, tc.code, tc.message)
@@ -308,7 +308,7 @@ func TestListFederatedBundles(t *testing.T) {
 			t.Errorf("token %.20q: %v, %v", token, resp, err)
 		}
 	}
-	f.away = true
+	f.Away.Store(true)
 	if _, err := f.ListFederatedBundles(local(t), &bundlev1.ListFederatedBundlesRequest{}); codeOf(err) != codes.Unavailable {
 		t.Errorf("store away: %v", err)
 	}
@@ -331,7 +331,7 @@ func TestS12_BundlePageIsCapped(t *testing.T) {
 			Change:      func(*registry.Bundle) (*registry.Bundle, error) { return large, nil },
 		})
 	}
-	for _, r := range f.registry.UpdateBundles(t.Context(), updates) {
+	for _, r := range f.Registry.UpdateBundles(t.Context(), updates) {
 		if r.Err != nil {
 			t.Fatal(r.Err)
 		}
@@ -388,13 +388,13 @@ func TestBatchIsBounded(t *testing.T) {
 func TestWritesSettle(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.slow.Store(true)
+	f.Slow.Store(true)
 	f.set(t, nil, &types.Bundle{TrustDomain: "other.test"})
-	if _, ok := f.index.Bundle(other); !ok {
+	if _, ok := f.Index.Bundle(other); !ok {
 		t.Error("what was set is not there")
 	}
 	f.delete0(t, "other.test")
-	if _, ok := f.index.Bundle(other); ok {
+	if _, ok := f.Index.Bundle(other); ok {
 		t.Error("what was deleted is there")
 	}
 }
@@ -441,10 +441,10 @@ func TestDelete(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", step.mode, diff)
 		}
 		f.fresh(t)
-		if n := f.index.CountEntries(registry.EntryFilter{}, time.Now()); n != step.entries {
+		if n := f.Index.CountEntries(registry.EntryFilter{}, time.Now()); n != step.entries {
 			t.Errorf("%v: want %d entries, got %d", step.mode, step.entries, n)
 		}
-		e, ok := f.index.Entry(ids[0], time.Now())
+		e, ok := f.Index.Entry(ids[0], time.Now())
 		if ok != (step.entries > 0) || ok && len(e.FederatesWith) != step.federal {
 			t.Errorf("%v: want %d trust domains, got %+v", step.mode, step.federal, e)
 		}
@@ -453,13 +453,13 @@ func TestDelete(t *testing.T) {
 		t.Errorf("unknown mode: %v", err)
 	}
 	f.set(t, nil, &types.Bundle{TrustDomain: "other.test"})
-	f.away = true
+	f.Away.Store(true)
 	if got := del(0, "other.test"); got[0] != "Unavailable: failed to delete federated bundle: the store is not available now: try again" {
 		t.Errorf("store away: %q", got)
 	}
 	ctx, cancel := context.WithCancel(local(t))
 	cancel()
-	f.away = false
+	f.Away.Store(false)
 	if resp, err := f.BatchDeleteFederatedBundle(ctx, &bundlev1.BatchDeleteFederatedBundleRequest{TrustDomains: []string{"other.test"}}); err != nil || codes.Code(resp.Results[0].Status.Code) != codes.Canceled {
 		t.Errorf("cancelled: %v, %v", resp, err)
 	}

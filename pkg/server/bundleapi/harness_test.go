@@ -1,18 +1,12 @@
 package bundleapi
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"errors"
-	"log/slog"
 	"math/big"
-	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,9 +18,8 @@ import (
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/policy"
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/registry/registrytest"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
-	"github.com/credence-id/credence/pkg/store"
-	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
 var (
@@ -38,85 +31,24 @@ var (
 // JWT authority.
 type fixture struct {
 	*Service
-	registry *registry.Registry
-	index    *registry.Index
-	log      *syncBuffer
-	// away makes the store's head unreadable.
-	away bool
-	// slow makes the index late, as on a busy server.
-	slow atomic.Bool
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	*registrytest.World
 }
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var running sync.WaitGroup
-	s, err := bolt.Open(bolt.Config{Path: filepath.Join(t.TempDir(), "store.db")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		_ = s.Close()
-	})
-	r, err := registry.New(ctx, registry.Config{Store: s, TrustDomain: td})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{registry: r, index: registry.NewIndex(), log: &syncBuffer{}}
-	running.Go(func() {
-		err := r.Follow(ctx, func(c *registry.Commit) error {
-			if f.slow.Load() {
-				time.Sleep(50 * time.Millisecond)
-			}
-			f.index.Apply(c)
-			return nil
-		})
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("Follow: %v", err)
-		}
-	})
-	logger := slog.New(slog.NewTextHandler(f.log, nil))
-	f.Service = New(Config{
-		TrustDomain: td, Registry: r, Index: f.index, Logger: logger, Audit: audit.New(logger),
+	w := registrytest.New(t, td)
+	f := &fixture{World: w, Service: New(Config{
+		TrustDomain: td, Registry: w.Registry, Index: w.Index, Logger: w.Logger, Audit: audit.New(w.Logger), Fresh: w.Fresh,
 		Own: func() *registry.Bundle {
-			b, _ := f.index.Bundle(td)
+			b, _ := w.Index.Bundle(td)
 			return b
 		},
-		Fresh: func(ctx context.Context) error {
-			if f.away {
-				return store.ErrUnavailable
-			}
-			head, err := s.Head(ctx)
-			if err != nil {
-				return err
-			}
-			return f.index.WaitFor(ctx, head)
-		},
-	})
+	})}
 	own, err := registry.BundleFromWire(wireBundle(t, td.Name(), 1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = r.UpdateBundle(ctx, td, func(b *registry.Bundle) error {
+	_, err = w.Registry.UpdateBundle(t.Context(), td, func(b *registry.Bundle) error {
 		*b = *own
 		return nil
 	})
@@ -150,7 +82,7 @@ func (f *fixture) federate(t testing.TB, n int, domains ...spiffeid.TrustDomain)
 		})
 	}
 	var ids []string
-	for _, r := range f.registry.CreateEntries(t.Context(), batch) {
+	for _, r := range f.Registry.CreateEntries(t.Context(), batch) {
 		if r.Err != nil {
 			t.Fatal(r.Err)
 		}

@@ -17,12 +17,12 @@ import (
 func TestGetBundle(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.away = true
+	f.Away.Store(true)
 	got, err := f.GetBundle(local(t), &bundlev1.GetBundleRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, _ := f.index.Bundle(td)
+	own, _ := f.Index.Bundle(td)
 	if diff := cmp.Diff(own.ToWire(), got, protocmp.Transform()); diff != "" || len(got.GetJwtAuthorities()) != 1 {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -35,7 +35,7 @@ func TestGetBundle(t *testing.T) {
 func TestAppendBundle(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.slow.Store(true)
+	f.Slow.Store(true)
 	before := f.cfg.Own().ToWire()
 	add := wireBundle(t, "", 2)
 	for _, k := range add.JwtAuthorities {
@@ -149,7 +149,7 @@ func TestChangesAreAudited(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	log := f.log.String()
+	log := f.Log.String()
 	for _, want := range []string{
 		"action=bundle.create", "action=bundle.update", "action=bundle.set", "action=bundle.delete", "mode=RESTRICT",
 		"action=bundle.append", "action=bundle.publish_jwt", "caller=uid:0", "caller_kind=local", "subject=other.test",

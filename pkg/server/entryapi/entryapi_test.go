@@ -196,7 +196,7 @@ func TestFilters(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	for _, name := range []string{"f1.test", "f2.test", "f3.test"} {
-		_, err := f.registry.UpdateBundle(t.Context(), spiffeid.RequireTrustDomainFromString(name), func(*registry.Bundle) error { return nil })
+		_, err := f.Registry.UpdateBundle(t.Context(), spiffeid.RequireTrustDomainFromString(name), func(*registry.Bundle) error { return nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -416,7 +416,7 @@ func TestS05_AuditRecordsEveryItemWithoutSelectors(t *testing.T) {
 	if _, err := f.BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{bad}}); err != nil {
 		t.Fatal(err)
 	}
-	log := f.log.String()
+	log := f.Log.String()
 	for _, want := range []string{"action=entry.create", "outcome=done", "outcome=refused", "caller=spiffe://example.org/spire/agent/join_token/a", "spiffe_id=spiffe://example.org/one"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no %q in the log:\n%s", want, log)

@@ -1,13 +1,10 @@
 package entryapi
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -25,8 +22,8 @@ import (
 	"github.com/credence-id/credence/pkg/entitle"
 	"github.com/credence-id/credence/pkg/policy"
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/registry/registrytest"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
-	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
 var (
@@ -37,71 +34,17 @@ var (
 // fixture is the service over a real store, called through gRPC.
 type fixture struct {
 	entryv1.EntryClient
-	registry *registry.Registry
-	index    *registry.Index
-	log      *syncBuffer
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	*registrytest.World
 }
 
 // newFixture serves the service to one agent that is also the local admin.
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var running sync.WaitGroup
-	s, err := bolt.Open(bolt.Config{Path: filepath.Join(t.TempDir(), "store.db")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		_ = s.Close()
-	})
-	r, err := registry.New(ctx, registry.Config{Store: s, TrustDomain: td})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{registry: r, index: registry.NewIndex(), log: &syncBuffer{}}
 	graph := entitle.New(td)
-	running.Go(func() {
-		err := r.Follow(ctx, func(c *registry.Commit) error {
-			graph.Apply(c)
-			f.index.Apply(c)
-			return nil
-		})
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("Follow: %v", err)
-		}
-	})
-	logger := slog.New(slog.NewTextHandler(f.log, nil))
-	service := New(Config{
-		TrustDomain: td, Registry: r, Index: f.index, Entitlements: graph, Logger: logger, Audit: audit.New(logger),
-		Fresh: func(ctx context.Context) error {
-			head, err := s.Head(ctx)
-			if err != nil {
-				return err
-			}
-			return f.index.WaitFor(ctx, head)
-		},
-	})
-	f.EntryClient = entryv1.NewEntryClient(serve(t, service))
-	return f
+	w := registrytest.New(t, td, func(c *registry.Commit) { graph.Apply(c) })
+	return &fixture{World: w, EntryClient: entryv1.NewEntryClient(serve(t, New(Config{
+		TrustDomain: td, Registry: w.Registry, Index: w.Index, Entitlements: graph, Logger: w.Logger, Audit: audit.New(w.Logger), Fresh: w.Fresh,
+	})))}
 }
 
 // serve puts the caller into the context and maps errors, as the server does.
@@ -199,7 +142,7 @@ func (f *fixture) fill(t testing.TB, n int) {
 // attest makes the agent of the fixture an attested one.
 func (f *fixture) attest(t testing.TB) {
 	t.Helper()
-	_, err := f.registry.AttestAgent(t.Context(), &registry.Agent{
+	_, err := f.Registry.AttestAgent(t.Context(), &registry.Agent{
 		ID: agentID, AttestationType: "join_token", Serial: "1", NotAfter: time.Now().Add(time.Hour),
 	}, "", nil)
 	if err != nil {

@@ -1,18 +1,12 @@
 package trustdomainapi
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"errors"
-	"log/slog"
 	"math/big"
-	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,10 +17,8 @@ import (
 
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/policy"
-	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/registry/registrytest"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
-	"github.com/credence-id/credence/pkg/store"
-	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
@@ -34,77 +26,15 @@ var td = spiffeid.RequireTrustDomainFromString("example.org")
 // fixture is the service over a real store.
 type fixture struct {
 	*Service
-	registry *registry.Registry
-	index    *registry.Index
-	log      *syncBuffer
-	// away makes the store's head unreadable.
-	away bool
-	// slow makes the index late, as on a busy server.
-	slow atomic.Bool
-}
-
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	*registrytest.World
 }
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var running sync.WaitGroup
-	s, err := bolt.Open(bolt.Config{Path: filepath.Join(t.TempDir(), "store.db")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		_ = s.Close()
-	})
-	r, err := registry.New(ctx, registry.Config{Store: s, TrustDomain: td})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{registry: r, index: registry.NewIndex(), log: &syncBuffer{}}
-	running.Go(func() {
-		err := r.Follow(ctx, func(c *registry.Commit) error {
-			if f.slow.Load() {
-				time.Sleep(50 * time.Millisecond)
-			}
-			f.index.Apply(c)
-			return nil
-		})
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("Follow: %v", err)
-		}
-	})
-	logger := slog.New(slog.NewTextHandler(f.log, nil))
-	f.Service = New(Config{
-		TrustDomain: td, Registry: r, Index: f.index, Logger: logger, Audit: audit.New(logger),
-		Fresh: func(ctx context.Context) error {
-			if f.away {
-				return store.ErrUnavailable
-			}
-			head, err := s.Head(ctx)
-			if err != nil {
-				return err
-			}
-			return f.index.WaitFor(ctx, head)
-		},
-	})
-	return f
+	w := registrytest.New(t, td)
+	return &fixture{World: w, Service: New(Config{
+		TrustDomain: td, Registry: w.Registry, Index: w.Index, Logger: w.Logger, Audit: audit.New(w.Logger), Fresh: w.Fresh,
+	})}
 }
 
 // local is the context of a call of the local admin.

@@ -131,7 +131,7 @@ func TestGetAndRefresh(t *testing.T) {
 		},
 		"store away": {td: "one.test", away: true, get: want{codes.Unavailable, "store: unavailable"}, refresh: want{codes.Unavailable, "store: unavailable"}},
 	} {
-		f.away = tc.away
+		f.Away.Store(tc.away)
 		_, err := f.GetFederationRelationship(local(t), &trustdomainv1.GetFederationRelationshipRequest{TrustDomain: tc.td})
 		if codeOf(err) != tc.get.code || err != nil && err.Error() != tc.get.message {
 			t.Errorf("get, %s: want %v, got %v", name, tc.get, err)
@@ -148,11 +148,11 @@ func TestGetAndRefresh(t *testing.T) {
 func TestBundleOfRelationship(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.slow.Store(true) // When a call returns, the index has what it did.
+	f.Slow.Store(true) // When a call returns, the index has what it did.
 	one := spiffeid.RequireTrustDomainFromString("one.test")
 	bundle := func() *types.Bundle {
 		t.Helper()
-		b, found := f.index.Bundle(one)
+		b, found := f.Index.Bundle(one)
 		if !found {
 			return nil
 		}
@@ -318,7 +318,7 @@ func TestListFederationRelationships(t *testing.T) {
 			t.Errorf("token %.20q: %v, %v", token, resp, err)
 		}
 	}
-	f.away = true
+	f.Away.Store(true)
 	if _, err := f.ListFederationRelationships(local(t), &trustdomainv1.ListFederationRelationshipsRequest{}); codeOf(err) != codes.Unavailable {
 		t.Errorf("store away: %v", err)
 	}
@@ -340,7 +340,7 @@ func TestS12_RelationshipPageIsCapped(t *testing.T) {
 			},
 		})
 	}
-	for _, r := range f.registry.UpdateRelationships(t.Context(), updates) {
+	for _, r := range f.Registry.UpdateRelationships(t.Context(), updates) {
 		if r.Err != nil {
 			t.Fatal(r.Err)
 		}
@@ -396,7 +396,7 @@ func TestChangesAreAudited(t *testing.T) {
 	if _, err := f.BatchDeleteFederationRelationship(local(t), &trustdomainv1.BatchDeleteFederationRelationshipRequest{TrustDomains: []string{"one.test"}}); err != nil {
 		t.Fatal(err)
 	}
-	log := f.log.String()
+	log := f.Log.String()
 	for _, want := range []string{
 		"action=federation.create", "action=federation.update", "action=federation.delete", "caller=uid:0", "caller_kind=local",
 		"subject=one.test", "sets_bundle=true", "outcome=done", "outcome=refused", "err=\"federation relationship already exists\"",
