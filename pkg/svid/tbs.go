@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -197,8 +198,8 @@ func (w *writer) commonName(names []string) {
 		return
 	}
 	tag := cbasn1.PrintableString
-	if names[0][0] == '*' {
-		tag = cbasn1.UTF8String // an asterisk is not in PrintableString
+	if strings.ContainsAny(names[0], "*_") {
+		tag = cbasn1.UTF8String // of what DNS names have, these are not in PrintableString (X.680, 41.4)
 	}
 	set := w.open(cbasn1.SET)
 	attribute := w.open(cbasn1.SEQUENCE)

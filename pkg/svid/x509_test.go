@@ -36,6 +36,7 @@ func TestSameBytesAsStandardLibrary(t *testing.T) {
 		"plain":         {"/web", nil, noon},
 		"DNS names":     {"/web", []string{"web.example.org", "web"}, noon},
 		"wildcard":      {"/web", []string{"*.example.org"}, noon},
+		"underscore":    {"/web", []string{"_grpc.web.example.org"}, noon},
 		"CN at 64":      {"/web", []string{strings.Repeat("a", 60) + ".org"}, noon},
 		"CN beyond 64":  {"/web", []string{strings.Repeat("a", 61) + ".org"}, noon},
 		"long ID":       {"/" + strings.Repeat("x", 2026), nil, noon},
