@@ -6,7 +6,8 @@
 // It is not the log of requests and not a store: records are structured log
 // lines of one *slog.Logger, at INFO, marked stream=audit.
 //
-// Read [Log.Begin] first. The invariant: a record is bounded (texts are cut,
-// attributes counted) and holds no secret; what is recorded are identifiers,
-// serials, times and reasons, never tokens, keys or request bodies.
+// Read [Log.Begin] first; [Refusals] are for what anybody can bring about as often
+// as they like. The invariant: a record is bounded (texts are cut, attributes
+// counted) and holds no secret; what is recorded are identifiers, serials, times
+// and reasons, never tokens, keys or request bodies.
 package audit

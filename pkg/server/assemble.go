@@ -337,7 +337,8 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		return err
 	}
 	k.chain = &chain{metrics: calls, limits: rates, log: k.log, gate: &gate{
-		roots: k.roots, admins: admins, index: k.index, agents: k.agents, audit: record,
+		roots: k.roots, admins: admins, index: k.index, agents: k.agents,
+		audit: record, refusals: audit.NewRefusals[sender](record),
 	}}
 	return nil
 }

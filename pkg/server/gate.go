@@ -35,6 +35,8 @@ type gate struct {
 	index  *registry.Index
 	agents *agentapi.Authenticator
 	audit  *audit.Log
+	// refusals are what callers over TCP, who may be anybody, add to audit.
+	refusals *audit.Refusals[sender]
 }
 
 // pass is what a call was let in with.
@@ -53,11 +55,20 @@ func (g *gate) admit(ctx context.Context, method string) (pass, error) {
 		err = g.policy.Decide(method, p.caller)
 	}
 	if err != nil {
-		g.audit.Record(ctx, audit.Event{
-			Action: "call.refuse", Caller: p.caller.String(), CallerKind: p.caller.Roles.String(), Subject: method,
-		}, err)
+		g.refused(ctx, method, p.caller, err)
 	}
 	return p, err
+}
+
+// refused records a refusal; those of callers over TCP by their number, once a
+// second, so that nobody fills the disk by being refused.
+func (g *gate) refused(ctx context.Context, method string, c policy.Caller, err error) {
+	e := audit.Event{Action: "call.refuse", Caller: c.String(), CallerKind: c.Roles.String(), Subject: method}
+	if source, ok := sourceOf(ctx); ok {
+		g.refusals.Record(ctx, senderOf(c, source), e, err)
+		return
+	}
+	g.audit.Record(ctx, e, err)
 }
 
 // identify says who calls. Whoever proves to be nobody in particular is a Caller

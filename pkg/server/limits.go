@@ -40,7 +40,7 @@ const (
 	longestWait = 30 * time.Second
 )
 
-// sender is who a rate is counted for: a network address, or a SPIFFE ID where
+// sender is who a call is counted for: a network address, or a SPIFFE ID where
 // the caller was asked for one.
 type sender struct {
 	source netip.Prefix
@@ -144,8 +144,8 @@ func (l *limits) take(ctx context.Context, method string, caller policy.Caller, 
 	if !ok {
 		return nil
 	}
-	who, n := sender{id: caller.ID}, 1
-	if m.bySource || caller.ID.IsZero() {
+	who, n := senderOf(caller, source), 1
+	if m.bySource {
 		who = sender{source: source}
 	}
 	if m.count != nil {
@@ -167,6 +167,13 @@ func (l *limits) take(ctx context.Context, method string, caller policy.Caller, 
 			telemetry.Method, method, telemetry.Caller, caller.String(), telemetry.PeerAddr, source.String(), telemetry.Limit, m.PerSecond())
 	})
 	return rpcerr.New(codes.ResourceExhausted, "%s: %v: the limit is %d a second for each %s", m.doing, err, m.PerSecond(), who.kind())
+}
+
+func senderOf(caller policy.Caller, source netip.Prefix) sender {
+	if caller.ID.IsZero() {
+		return sender{source: source}
+	}
+	return sender{id: caller.ID}
 }
 
 func (s sender) kind() string {

@@ -107,6 +107,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	run("pruning", k.prune)
 	run("pruning of agents", k.pruneAgents)
 	run("server's own X509-SVID", k.svid.Run)
+	run("audit of refusals", k.chain.gate.refusals.Run)
 	if file != nil {
 		run("log", file.Run)
 	}
