@@ -42,11 +42,29 @@ var (
 // keys of another use are left out. Times may be off by [Skew]. It returns
 // ErrInvalid; neither the error nor anything else holds the token.
 func ValidateJWT(now time.Time, token string, bundles jwtbundle.Source, audience string) (*JWTClaims, error) {
+	v, err := VerifyJWT(token, bundles)
+	if err != nil {
+		return nil, err
+	}
+	return v.Validate(now, audience)
+}
+
+// VerifiedJWT is what a JWT-SVID says that an authority has signed. It is not
+// yet valid for anybody: that is [VerifiedJWT.Validate]. It does not change, and
+// may be used by many goroutines.
+type VerifiedJWT struct {
+	id     spiffeid.ID
+	keyID  string
+	key    crypto.PublicKey
+	claims jwt.Claims
+	all    map[string]any
+}
+
+// VerifyJWT is the part of [ValidateJWT] that neither time nor audience change:
+// the token's form and its signature. It returns ErrInvalid.
+func VerifyJWT(token string, bundles jwtbundle.Source) (*VerifiedJWT, error) {
 	if len(token) > MaxToken {
 		return nil, invalidToken("%d bytes are more than %d", len(token), MaxToken)
-	}
-	if audience == "" {
-		return nil, invalidToken("the audience to check for is empty")
 	}
 	parsed, err := jwt.ParseSigned(token, algorithms)
 	if err != nil {
@@ -57,27 +75,48 @@ func ValidateJWT(now time.Time, token string, bundles jwtbundle.Source, audience
 	if err != nil {
 		return nil, err
 	}
-	var claims jwt.Claims
-	if err := parsed.UnsafeClaimsWithoutVerification(&claims); err != nil {
+	v := &VerifiedJWT{keyID: header.KeyID}
+	if err := parsed.UnsafeClaimsWithoutVerification(&v.claims); err != nil {
 		return nil, invalidToken("its claims are malformed")
 	}
-	id, err := spiffeid.FromString(claims.Subject)
-	if err != nil {
+	if v.id, err = spiffeid.FromString(v.claims.Subject); err != nil {
 		return nil, invalidToken("sub is not a SPIFFE ID")
 	}
-	key, err := findKey(bundles, id.TrustDomain(), header)
-	if err != nil {
+	if v.key, err = findKey(bundles, v.id.TrustDomain(), header); err != nil {
 		return nil, err
 	}
-	out := &JWTClaims{ID: id, Audience: claims.Audience}
-	if err := parsed.Claims(key, &out.All); err != nil {
+	if err := parsed.Claims(v.key, &v.all); err != nil {
 		return nil, invalidToken("the signature does not verify")
 	}
-	if err := checkClaims(now, &claims, audience); err != nil {
+	return v, nil
+}
+
+// Trusted says whether the bundles have the key that verified the token, under
+// the name that the token has for it. If so, [VerifyJWT] would find what it found.
+func (v *VerifiedJWT) Trusted(bundles jwtbundle.Source) bool {
+	bundle, err := bundles.GetJWTBundleForTrustDomain(v.id.TrustDomain())
+	if err != nil {
+		return false
+	}
+	key, ok := bundle.FindJWTAuthority(v.keyID)
+	if !ok {
+		return false
+	}
+	same, ok := v.key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && same.Equal(key)
+}
+
+// Validate returns what the token says if it is valid now and names the audience.
+// Times may be off by [Skew]. It returns ErrInvalid. The claims are shared: they
+// must not be changed.
+func (v *VerifiedJWT) Validate(now time.Time, audience string) (*JWTClaims, error) {
+	if audience == "" {
+		return nil, invalidToken("the audience to check for is empty")
+	}
+	if err := checkClaims(now, &v.claims, audience); err != nil {
 		return nil, err
 	}
-	out.ExpiresAt = claims.Expiry.Time().UTC()
-	return out, nil
+	return &JWTClaims{ID: v.id, Audience: v.claims.Audience, ExpiresAt: v.claims.Expiry.Time().UTC(), All: v.all}, nil
 }
 
 func invalidToken(format string, args ...any) error {

@@ -105,7 +105,7 @@ func (s *Service) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWT
 
 // validate is the part that takes foreign bytes. Its error never holds the token.
 func (s *Service) validate(now time.Time, req *workload.ValidateJWTSVIDRequest, bundles jwtbundle.Source) (*workload.ValidateJWTSVIDResponse, error) {
-	claims, err := svid.ValidateJWT(now, req.GetSvid(), bundles, req.GetAudience())
+	claims, err := s.tokens.validate(now, req.GetSvid(), bundles, req.GetAudience())
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func newForeign(t testing.TB, td string) *cachetest.Server {
@@ -81,5 +83,34 @@ func TestValidateJWTSVID(t *testing.T) {
 	}
 	if _, err := w.client.ValidateJWTSVID(w.ctx(), &workload.ValidateJWTSVIDRequest{Audience: "me", Svid: foreign.SignJWT(claims("foreign.org"))}); err == nil {
 		t.Error("without identity, a token of a federated trust domain was accepted")
+	}
+}
+
+// TestRevokedKeysTokensAreRefused: a token that was valid a moment ago, and is
+// remembered for that, is refused once its key has left the bundle.
+func TestRevokedKeysTokensAreRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.sync()
+	token := w.server.SignJWT(map[string]any{"sub": "spiffe://example.org/x", "aud": "me", "exp": time.Now().Add(time.Minute).Unix()})
+	validate := func() error {
+		_, err := w.client.ValidateJWTSVID(w.ctx(), &workload.ValidateJWTSVIDRequest{Audience: "me", Svid: token})
+		return err
+	}
+	for range 2 {
+		if err := validate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.server.RotateJWT()
+	revoked := w.server.Bundle()
+	revoked.Bundle.JwtAuthorities = revoked.Bundle.JwtAuthorities[1:]
+	d := w.server.Put()
+	d.Bundles = append(d.Bundles, revoked)
+	if err := w.cache.Apply(d); err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("after its key was revoked: %v", err)
 	}
 }

@@ -77,6 +77,7 @@ type Service struct {
 	metrics *metrics
 	foreign map[string]bool // claims reported of foreign tokens
 	rates   rates
+	tokens  tokens
 }
 
 // New returns a Service; it starts nothing.
