@@ -18,7 +18,7 @@ type Session struct{ s *sender }
 
 // NewSession attaches an agent's stream whose messages go to send.
 func (h *Hub) NewSession(ctx context.Context, agent spiffeid.ID, send func(*feedv1.WatchResponse) error) (*Session, error) {
-	st := newStream(agent, "", "", time.Now())
+	st := newStream(agent, "", &feedv1.Open{}, time.Now())
 	return &Session{&sender{hub: h, st: st, send: send}}, h.attach(ctx, st)
 }
 

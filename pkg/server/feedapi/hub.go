@@ -73,6 +73,12 @@ type Hub struct {
 	streams map[spiffeid.ID]*stream
 	waiters []waiter
 	stopped bool
+	// calledOff is there while the server is drained, and closed by Undrain.
+	calledOff chan struct{}
+	// movable counts the streams whose agents could go to another server;
+	// moved is closed, and another one, when it has changed.
+	movable int
+	moved   chan struct{}
 
 	// stopping is closed by the first Stop, for those that are no stream yet.
 	stopping chan struct{}
@@ -97,6 +103,10 @@ type AgentState struct {
 	// feed, and says it has applied it. They stand still while nothing
 	// changes for the agent.
 	Sent, Acked store.Revision
+	// Alternatives is how many other servers the agent could go to, as it says;
+	// LastResort that none of them took it when it came here.
+	Alternatives uint32
+	LastResort   bool
 }
 
 // New returns a Hub that serves nothing before the first Publish.
@@ -108,6 +118,7 @@ func New(cfg Config) (*Hub, error) {
 		stopping:   make(chan struct{}),
 		federating: make(map[string]*registry.Entry),
 		streams:    make(map[spiffeid.ID]*stream),
+		moved:      make(chan struct{}),
 	}
 	h.metrics = newMetrics(h)
 	if err := h.metrics.register(cfg.Registerer); err != nil {
@@ -169,6 +180,11 @@ func (h *Hub) attach(ctx context.Context, s *stream) error {
 	case ctx.Err() != nil: // Whoever left already takes nobody's place.
 		return context.Cause(ctx)
 	}
+	if err := h.admit(s); err != nil {
+		return err
+	}
+	h.count(h.streams[s.agent], -1)
+	h.count(s, 1)
 	if old := h.streams[s.agent]; old != nil {
 		old.end(errReplaced)
 		h.metrics.replaced.Inc()
@@ -187,6 +203,7 @@ func (h *Hub) detach(s *stream) {
 	defer h.mu.Unlock()
 	if h.streams[s.agent] == s {
 		delete(h.streams, s.agent)
+		h.count(s, -1)
 	}
 }
 

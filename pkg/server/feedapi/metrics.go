@@ -11,6 +11,7 @@ type metrics struct {
 	messages prometheus.Counter
 	resyncs  prometheus.Counter
 	replaced prometheus.Counter
+	drains   prometheus.Counter
 	all      []prometheus.Collector
 }
 
@@ -22,9 +23,10 @@ func newMetrics(h *Hub) *metrics {
 		messages: counter("credence_feed_messages_total", "Messages sent to agents."),
 		resyncs:  counter("credence_feed_resyncs_total", "Times an agent was sent whole buckets of entries."),
 		replaced: counter("credence_feed_replaced_total", "Streams that ended because the agent opened a newer one."),
+		drains:   counter("credence_feed_drains_total", "Times an agent was asked to go to another server."),
 	}
 	m.all = []prometheus.Collector{
-		m.messages, m.resyncs, m.replaced,
+		m.messages, m.resyncs, m.replaced, m.drains,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "credence_feed_streams", Help: "Agents that have a stream to this server.",
 		}, func() float64 {

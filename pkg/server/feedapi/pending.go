@@ -51,10 +51,12 @@ type pending struct {
 	// shrunk says that an entry that federated may federate with less, or not
 	// be the agent's any more, so that a bundle may not be needed.
 	shrunk bool
+	// leave says that the agent is to be asked to go to another server.
+	leave bool
 }
 
 func (p *pending) empty() bool {
-	return len(p.entries) == 0 && p.buckets.empty() && len(p.bundles) == 0 && !p.shrunk
+	return len(p.entries) == 0 && p.buckets.empty() && len(p.bundles) == 0 && !p.shrunk && !p.leave
 }
 
 // addEntry marks one entry, by bucket when there are too many to name.
@@ -105,4 +107,5 @@ func (p *pending) merge(o pending) {
 		p.addBundle(td)
 	}
 	p.shrunk = p.shrunk || o.shrunk
+	p.leave = p.leave || o.leave
 }

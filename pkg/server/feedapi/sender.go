@@ -56,6 +56,12 @@ func (s *sender) drain(ctx context.Context) error {
 		if p.empty() {
 			return nil
 		}
+		if p.leave {
+			if err := s.leave(); err != nil {
+				return err
+			}
+			p.leave = false
+		}
 		if err := s.round(ctx, rev, p); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/store"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -14,6 +15,9 @@ type stream struct {
 	since   time.Time
 	address string
 	version string
+	// alternatives and lastResort are Open's.
+	alternatives uint32
+	lastResort   bool
 	// wake has a token when something was marked.
 	wake chan struct{}
 	// ended is closed when end was called.
@@ -31,15 +35,17 @@ type stream struct {
 	synced bool
 }
 
-func newStream(agent spiffeid.ID, address, version string, now time.Time) *stream {
+func newStream(agent spiffeid.ID, address string, open *feedv1.Open, now time.Time) *stream {
 	return &stream{
-		agent:   agent,
-		since:   now,
-		address: address,
-		version: version,
-		wake:    make(chan struct{}, 1),
-		ended:   make(chan struct{}),
-		needs:   make(map[spiffeid.TrustDomain]store.Revision),
+		agent:        agent,
+		since:        now,
+		address:      address,
+		version:      open.GetAgentVersion(),
+		alternatives: open.GetAlternatives(),
+		lastResort:   open.GetLastResort(),
+		wake:         make(chan struct{}, 1),
+		ended:        make(chan struct{}),
+		needs:        make(map[spiffeid.TrustDomain]store.Revision),
 	}
 }
 
@@ -159,6 +165,6 @@ func (s *stream) state() AgentState {
 	defer s.mu.Unlock()
 	return AgentState{
 		ID: s.agent, Address: s.address, Version: s.version, Since: s.since,
-		Sent: s.sent, Acked: s.acked, Synced: s.synced,
+		Sent: s.sent, Acked: s.acked, Synced: s.synced, Alternatives: s.alternatives, LastResort: s.lastResort,
 	}
 }

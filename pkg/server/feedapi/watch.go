@@ -96,7 +96,7 @@ func (w *watch) serve(ctx context.Context) error {
 		return err
 	}
 	// 3. From here on changes are marked.
-	w.st = newStream(w.agent, address(ctx), open.GetAgentVersion(), time.Now())
+	w.st = newStream(w.agent, address(ctx), open, time.Now())
 	if err := w.hub.attach(ctx, w.st); err != nil {
 		return err
 	}

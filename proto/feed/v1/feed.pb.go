@@ -124,7 +124,14 @@ type Open struct {
 	// bundles held, without their content.
 	Bundles []*BundleVersion `protobuf:"bytes,4,rep,name=bundles,proto3" json:"bundles,omitempty"`
 	// agent_version as in SPIRE's AttestAgent, for the operator's lists.
-	AgentVersion  string `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	AgentVersion string `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// alternatives is how many other servers the agent could go to, by what it
+	// is configured with and what the names in it stand for now. An agent that
+	// has none is not told to go. Agents that know no Drain leave it 0.
+	Alternatives uint32 `protobuf:"varint,6,opt,name=alternatives,proto3" json:"alternatives,omitempty"`
+	// last_resort says that the agent has found none of them to take it. It is
+	// let in by a server that others are told to leave, and not waited for.
+	LastResort    bool `protobuf:"varint,7,opt,name=last_resort,json=lastResort,proto3" json:"last_resort,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -192,6 +199,20 @@ func (x *Open) GetAgentVersion() string {
 		return x.AgentVersion
 	}
 	return ""
+}
+
+func (x *Open) GetAlternatives() uint32 {
+	if x != nil {
+		return x.Alternatives
+	}
+	return 0
+}
+
+func (x *Open) GetLastResort() bool {
+	if x != nil {
+		return x.LastResort
+	}
+	return false
 }
 
 type BundleVersion struct {
@@ -297,6 +318,7 @@ type WatchResponse struct {
 	//
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Synced
+	//	*WatchResponse_Drain
 	Step          isWatchResponse_Step `protobuf_oneof:"step"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -357,6 +379,15 @@ func (x *WatchResponse) GetSynced() *Synced {
 	return nil
 }
 
+func (x *WatchResponse) GetDrain() *Drain {
+	if x != nil {
+		if x, ok := x.Step.(*WatchResponse_Drain); ok {
+			return x.Drain
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Step interface {
 	isWatchResponse_Step()
 }
@@ -369,9 +400,65 @@ type WatchResponse_Synced struct {
 	Synced *Synced `protobuf:"bytes,2,opt,name=synced,proto3,oneof"`
 }
 
+type WatchResponse_Drain struct {
+	Drain *Drain `protobuf:"bytes,3,opt,name=drain,proto3,oneof"`
+}
+
 func (*WatchResponse_Delta) isWatchResponse_Step() {}
 
 func (*WatchResponse_Synced) isWatchResponse_Step() {}
+
+func (*WatchResponse_Drain) isWatchResponse_Step() {}
+
+// Drain asks the agent to go to another server while this one still serves it:
+// to open its stream there, with its cursor and the same SVID, and to leave this
+// one once it is synced there. An agent that finds no other server stays, and
+// tries again. It comes after Synced, once, and only to agents that have
+// alternatives.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// reason is for the agent's log.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Drain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
 
 // Delta is a change of what the agent is entitled to.
 type Delta struct {
@@ -396,7 +483,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[5]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +495,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[5]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +508,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{5}
+	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Delta) GetRevision() uint64 {
@@ -484,7 +571,7 @@ type EntryVersion struct {
 
 func (x *EntryVersion) Reset() {
 	*x = EntryVersion{}
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[6]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +583,7 @@ func (x *EntryVersion) String() string {
 func (*EntryVersion) ProtoMessage() {}
 
 func (x *EntryVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[6]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +596,7 @@ func (x *EntryVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryVersion.ProtoReflect.Descriptor instead.
 func (*EntryVersion) Descriptor() ([]byte, []int) {
-	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{6}
+	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EntryVersion) GetEntry() *types.Entry {
@@ -537,7 +624,7 @@ type BundleState struct {
 
 func (x *BundleState) Reset() {
 	*x = BundleState{}
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[7]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +636,7 @@ func (x *BundleState) String() string {
 func (*BundleState) ProtoMessage() {}
 
 func (x *BundleState) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[7]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +649,7 @@ func (x *BundleState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleState.ProtoReflect.Descriptor instead.
 func (*BundleState) Descriptor() ([]byte, []int) {
-	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{7}
+	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BundleState) GetBundle() *types.Bundle {
@@ -594,7 +681,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[8]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +693,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_feed_v1_feed_proto_msgTypes[8]
+	mi := &file_proto_feed_v1_feed_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +706,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{8}
+	return file_proto_feed_v1_feed_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Synced) GetStoreId() string {
@@ -651,22 +738,28 @@ const file_proto_feed_v1_feed_proto_rawDesc = "" +
 	"\fWatchRequest\x12,\n" +
 	"\x04open\x18\x01 \x01(\v2\x16.credence.feed.v1.OpenH\x00R\x04open\x12)\n" +
 	"\x03ack\x18\x02 \x01(\v2\x15.credence.feed.v1.AckH\x00R\x03ackB\x06\n" +
-	"\x04step\"\xb7\x01\n" +
+	"\x04step\"\xfc\x01\n" +
 	"\x04Open\x12\x19\n" +
 	"\bstore_id\x18\x01 \x01(\tR\astoreId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
 	"\abuckets\x18\x03 \x03(\x06R\abuckets\x129\n" +
 	"\abundles\x18\x04 \x03(\v2\x1f.credence.feed.v1.BundleVersionR\abundles\x12#\n" +
-	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\"N\n" +
+	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\x12\"\n" +
+	"\falternatives\x18\x06 \x01(\rR\falternatives\x12\x1f\n" +
+	"\vlast_resort\x18\a \x01(\bR\n" +
+	"lastResort\"N\n" +
 	"\rBundleVersion\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"!\n" +
 	"\x03Ack\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"|\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xad\x01\n" +
 	"\rWatchResponse\x12/\n" +
 	"\x05delta\x18\x01 \x01(\v2\x17.credence.feed.v1.DeltaH\x00R\x05delta\x122\n" +
-	"\x06synced\x18\x02 \x01(\v2\x18.credence.feed.v1.SyncedH\x00R\x06syncedB\x06\n" +
-	"\x04step\"\x85\x02\n" +
+	"\x06synced\x18\x02 \x01(\v2\x18.credence.feed.v1.SyncedH\x00R\x06synced\x12/\n" +
+	"\x05drain\x18\x03 \x01(\v2\x17.credence.feed.v1.DrainH\x00R\x05drainB\x06\n" +
+	"\x04step\"\x1f\n" +
+	"\x05Drain\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x85\x02\n" +
 	"\x05Delta\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06resync\x18\x02 \x03(\rR\x06resync\x128\n" +
@@ -700,37 +793,39 @@ func file_proto_feed_v1_feed_proto_rawDescGZIP() []byte {
 	return file_proto_feed_v1_feed_proto_rawDescData
 }
 
-var file_proto_feed_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_proto_feed_v1_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_proto_feed_v1_feed_proto_goTypes = []any{
 	(*WatchRequest)(nil),  // 0: credence.feed.v1.WatchRequest
 	(*Open)(nil),          // 1: credence.feed.v1.Open
 	(*BundleVersion)(nil), // 2: credence.feed.v1.BundleVersion
 	(*Ack)(nil),           // 3: credence.feed.v1.Ack
 	(*WatchResponse)(nil), // 4: credence.feed.v1.WatchResponse
-	(*Delta)(nil),         // 5: credence.feed.v1.Delta
-	(*EntryVersion)(nil),  // 6: credence.feed.v1.EntryVersion
-	(*BundleState)(nil),   // 7: credence.feed.v1.BundleState
-	(*Synced)(nil),        // 8: credence.feed.v1.Synced
-	(*types.Entry)(nil),   // 9: spire.api.types.Entry
-	(*types.Bundle)(nil),  // 10: spire.api.types.Bundle
+	(*Drain)(nil),         // 5: credence.feed.v1.Drain
+	(*Delta)(nil),         // 6: credence.feed.v1.Delta
+	(*EntryVersion)(nil),  // 7: credence.feed.v1.EntryVersion
+	(*BundleState)(nil),   // 8: credence.feed.v1.BundleState
+	(*Synced)(nil),        // 9: credence.feed.v1.Synced
+	(*types.Entry)(nil),   // 10: spire.api.types.Entry
+	(*types.Bundle)(nil),  // 11: spire.api.types.Bundle
 }
 var file_proto_feed_v1_feed_proto_depIdxs = []int32{
 	1,  // 0: credence.feed.v1.WatchRequest.open:type_name -> credence.feed.v1.Open
 	3,  // 1: credence.feed.v1.WatchRequest.ack:type_name -> credence.feed.v1.Ack
 	2,  // 2: credence.feed.v1.Open.bundles:type_name -> credence.feed.v1.BundleVersion
-	5,  // 3: credence.feed.v1.WatchResponse.delta:type_name -> credence.feed.v1.Delta
-	8,  // 4: credence.feed.v1.WatchResponse.synced:type_name -> credence.feed.v1.Synced
-	6,  // 5: credence.feed.v1.Delta.upserts:type_name -> credence.feed.v1.EntryVersion
-	7,  // 6: credence.feed.v1.Delta.bundles:type_name -> credence.feed.v1.BundleState
-	9,  // 7: credence.feed.v1.EntryVersion.entry:type_name -> spire.api.types.Entry
-	10, // 8: credence.feed.v1.BundleState.bundle:type_name -> spire.api.types.Bundle
-	0,  // 9: credence.feed.v1.Feed.Watch:input_type -> credence.feed.v1.WatchRequest
-	4,  // 10: credence.feed.v1.Feed.Watch:output_type -> credence.feed.v1.WatchResponse
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	6,  // 3: credence.feed.v1.WatchResponse.delta:type_name -> credence.feed.v1.Delta
+	9,  // 4: credence.feed.v1.WatchResponse.synced:type_name -> credence.feed.v1.Synced
+	5,  // 5: credence.feed.v1.WatchResponse.drain:type_name -> credence.feed.v1.Drain
+	7,  // 6: credence.feed.v1.Delta.upserts:type_name -> credence.feed.v1.EntryVersion
+	8,  // 7: credence.feed.v1.Delta.bundles:type_name -> credence.feed.v1.BundleState
+	10, // 8: credence.feed.v1.EntryVersion.entry:type_name -> spire.api.types.Entry
+	11, // 9: credence.feed.v1.BundleState.bundle:type_name -> spire.api.types.Bundle
+	0,  // 10: credence.feed.v1.Feed.Watch:input_type -> credence.feed.v1.WatchRequest
+	4,  // 11: credence.feed.v1.Feed.Watch:output_type -> credence.feed.v1.WatchResponse
+	11, // [11:12] is the sub-list for method output_type
+	10, // [10:11] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_proto_feed_v1_feed_proto_init() }
@@ -745,6 +840,7 @@ func file_proto_feed_v1_feed_proto_init() {
 	file_proto_feed_v1_feed_proto_msgTypes[4].OneofWrappers = []any{
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Synced)(nil),
+		(*WatchResponse_Drain)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -752,7 +848,7 @@ func file_proto_feed_v1_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_feed_v1_feed_proto_rawDesc), len(file_proto_feed_v1_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

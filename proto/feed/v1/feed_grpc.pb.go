@@ -41,7 +41,8 @@ type FeedClient interface {
 	//
 	// The stream ends with PERMISSION_DENIED and PermissionDeniedDetails when the
 	// agent is banned, evicted, expired or was replaced by its next SVID; with
-	// UNAVAILABLE when the server stops or cannot vouch for its view.
+	// UNAVAILABLE when the server stops, is being drained, is behind what the
+	// agent has seen, or cannot vouch for its view: another one may serve it.
 	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
 }
 
@@ -80,7 +81,8 @@ type FeedServer interface {
 	//
 	// The stream ends with PERMISSION_DENIED and PermissionDeniedDetails when the
 	// agent is banned, evicted, expired or was replaced by its next SVID; with
-	// UNAVAILABLE when the server stops or cannot vouch for its view.
+	// UNAVAILABLE when the server stops, is being drained, is behind what the
+	// agent has seen, or cannot vouch for its view: another one may serve it.
 	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
 	mustEmbedUnimplementedFeedServer()
 }
