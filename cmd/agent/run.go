@@ -69,7 +69,7 @@ func (s *settings) load() (*agent.Config, error) {
 		"logFormat":                     {"log_format", func() { to.LogFormat = s.set.LogFormat }},
 		"logLevel":                      {"log_level", func() { to.LogLevel = s.set.LogLevel }},
 		"logSourceLocation":             {"log_source_location", func() { to.LogSourceLocation = s.set.LogSourceLocation }},
-		"serverAddress":                 {"server_address", func() { to.ServerAddress = s.set.ServerAddress }},
+		"serverAddress":                 {"server_address", func() { to.ServerAddress, to.ServerAddresses = s.set.ServerAddress, nil }},
 		"serverPort":                    {"server_port", func() { to.ServerPort = s.set.ServerPort }},
 		"socketPath":                    {"socket_path", func() { to.SocketPath = s.set.SocketPath }},
 		"trustDomain":                   {"trust_domain", func() { to.TrustDomain = s.set.TrustDomain }},

@@ -17,6 +17,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/cache"
 	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/agent/peer"
+	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/connlimit"
@@ -48,7 +49,9 @@ type Agent struct {
 	listener net.Listener
 	sockets  []*unixsock.Lasting // set before anything runs
 
+	route     *route.Route
 	link      atomic.Pointer[link]
+	lostAt    atomic.Pointer[time.Time] // when the last connection in use was lost
 	connected atomic.Bool
 	pushed    atomic.Bool               // the server pushes; else it is polled
 	syncedAt  atomic.Pointer[time.Time] // see lastSync
@@ -225,7 +228,7 @@ func (a *Agent) away(err error) {
 func (a *Agent) synced(ctx context.Context) {
 	a.syncing(time.Now())
 	if !a.connected.Swap(true) {
-		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.config.Agent.serverAddr())
+		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.server())
 	}
 	a.readyOnce.Do(func() {
 		if a.ready != nil {
@@ -238,8 +241,17 @@ func (a *Agent) synced(ctx context.Context) {
 // calls on it have ended.
 func (a *Agent) replaceLink(ctx context.Context, l *link) {
 	if old := a.link.Swap(l); old != nil {
+		close(old.replaced)
 		a.background.Go(func() { a.closing(ctx, old) })
 	}
+}
+
+// server is the address of the server in use.
+func (a *Agent) server() string {
+	if l := a.link.Load(); l != nil {
+		return l.conn.Address
+	}
+	return ""
 }
 
 // closing closes a connection whose end changes nothing.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
@@ -53,6 +54,7 @@ func New(c *Config, o Options) (*Agent, error) {
 		config: c, log: o.Log, version: o.Version, serverID: serverID, ready: o.Ready, listener: o.Listener,
 		registry: telemetry.NewRegistry(), trust: &trust{td: td, news: make(chan struct{}, 1)}, started: time.Now(),
 	}
+	a.route = route.New(route.Config{Addresses: c.Agent.servers(), Options: dialOptions(o.Version), Log: o.Log})
 	km, err := one(c, "KeyManager", keyManagers)
 	if err != nil {
 		return nil, err

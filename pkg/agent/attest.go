@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
@@ -51,10 +52,18 @@ func (a *Agent) ensureAttested(ctx context.Context) error {
 		a.log.InfoContext(ctx, "attested", telemetry.AgentID, s.ID, telemetry.AttestationType, a.prover.Name(), telemetry.NotAfter, s.notAfter())
 		return nil
 	case errors.Is(err, ErrRefused) && !a.identity.reattests.Load(),
-		errors.Is(err, errUntrusted) && own == nil:
+		untrusted(err) && own == nil:
 		return fatal(err)
 	}
 	return err
+}
+
+// untrusted says whether no server can be verified, and none is merely away.
+func untrusted(err error) bool {
+	if e, ok := errors.AsType[*route.Error](err); ok {
+		return e.All(errUntrusted)
+	}
+	return errors.Is(err, errUntrusted)
 }
 
 // attest gets an SVID by the node attestor. It returns ErrRefused (wrapped) when

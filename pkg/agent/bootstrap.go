@@ -142,8 +142,9 @@ func (s *Section) introduce(q url.Values, who asked) url.Values {
 	q.Set("spire-attest-mode", mode)
 	q.Set("spire-connection-attempts", strconv.Itoa(who.attempts))
 	q.Set("spire-attest-start-time", who.since.Format(time.RFC3339))
-	q.Set("spire-server-address", s.ServerAddress)
-	q.Set("spire-server-port", strconv.Itoa(s.ServerPort))
+	host, port, _ := net.SplitHostPort(s.servers()[0]) // it was validated
+	q.Set("spire-server-address", host)
+	q.Set("spire-server-port", port)
 	q.Set("spiffe-trust-domain", s.TrustDomain)
 	return q
 }

@@ -37,10 +37,15 @@ type Section struct {
 	// TrustDomain is the one of the server and of all identities served;
 	// required.
 	TrustDomain string `hcl:"trust_domain"`
-	// ServerAddress is a host name or an IP address; required.
+	// ServerAddress is a host name or an IP address; a name may have several
+	// addresses, each of which is a server. This or server_addresses is required.
 	ServerAddress string `hcl:"server_address"`
-	// ServerPort is the server's TCP port.
+	// ServerPort is the TCP port of the servers at server_address.
 	ServerPort int `hcl:"server_port" default:"8081"`
+	// ServerAddresses are host:port of the servers of the trust domain, in the
+	// place of server_address and server_port: the agent is connected to one of
+	// them, and goes to another one when it fails.
+	ServerAddresses []string `hcl:"server_addresses" ours:"true"`
 	// SocketPath is where workloads find the Workload API.
 	SocketPath string `hcl:"socket_path" unset:"/run/credence/agent/public/api.sock; called as spire-agent: /tmp/spire-agent/public/api.sock"`
 	// AdminSocketPath is where operators find the admin API, outside the
@@ -238,7 +243,10 @@ func (c *Config) Override(key, flag string) {
 	}
 }
 
-// serverAddr is host:port.
-func (s *Section) serverAddr() string {
-	return net.JoinHostPort(strings.Trim(s.ServerAddress, "[]"), strconv.Itoa(s.ServerPort))
+// servers are host:port of each server, or of the name that stands for them.
+func (s *Section) servers() []string {
+	if len(s.ServerAddresses) > 0 {
+		return s.ServerAddresses
+	}
+	return []string{net.JoinHostPort(strings.Trim(s.ServerAddress, "[]"), strconv.Itoa(s.ServerPort))}
 }

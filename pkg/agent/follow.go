@@ -6,11 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 const (
@@ -39,6 +36,7 @@ func fatal(err error) error { return fatalError{err} }
 func (a *Agent) follow(ctx context.Context) error {
 	var backoff backoff
 	var distrust distrust
+	tried := 0 // servers, since the last pause
 	for {
 		start := time.Now()
 		err := a.session(ctx)
@@ -49,8 +47,8 @@ func (a *Agent) follow(ctx context.Context) error {
 			continue // still in sync, for the moment it takes to connect anew
 		}
 		worked := a.connected.Swap(false)
-		if worked && a.pushed.Load() {
-			a.syncing(time.Now())
+		if worked {
+			a.lost(time.Now())
 		}
 		own := a.identity.current.Load()
 		if err = a.judge(ctx, err); errors.As(err, new(fatalError)) {
@@ -65,8 +63,12 @@ func (a *Agent) follow(ctx context.Context) error {
 			a.log.WarnContext(ctx, "the server cannot be verified for too long: bootstrapping anew, as rebootstrap_mode says", telemetry.Err, err)
 			a.trust.current.Store(nil)
 		}
-		pause := a.pause(backoff.next(err, worked || time.Since(start) > backoffMax, takenOver))
-		a.log.WarnContext(ctx, "not connected to the server", telemetry.Err, err, telemetry.Retry, pause)
+		server := a.server()
+		pause, more := a.hurry(err, worked, &tried)
+		if !more {
+			pause = a.pause(backoff.next(err, worked || time.Since(start) > backoffMax, takenOver))
+		}
+		a.log.WarnContext(ctx, "not connected to the server", telemetry.Address, server, telemetry.Err, err, telemetry.Retry, pause)
 		a.away(err)
 		select {
 		case <-time.After(pause):
@@ -162,11 +164,11 @@ func (a *Agent) session(ctx context.Context) error {
 	renewed := make(chan struct{})
 	a.background.Go(func() {
 		defer close(renewed)
-		if err := a.renewOnTime(ctx, l, own); err != nil {
+		if err := a.renewOnTime(ctx, own); err != nil {
 			cancel(err)
 		}
 	})
-	err = a.followOn(ctx, l)
+	err = a.followOn(ctx, own, l)
 	cancel(nil)
 	<-renewed
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -178,24 +180,10 @@ func (a *Agent) session(ctx context.Context) error {
 	return err
 }
 
-// followOn follows the push stream, or polls a server that has none.
-func (a *Agent) followOn(ctx context.Context, l *link) error {
-	c := feed.Config{Conn: l.conn, Cache: (*sink)(a), Version: a.version, OnSynced: func() { a.synced(ctx) },
-		PollInterval: a.config.Agent.Experimental.SyncInterval}
-	a.pushed.Store(true)
-	err := feed.Follow(ctx, c)
-	if status.Code(err) == codes.Unimplemented {
-		a.pushed.Store(false)
-		a.log.InfoContext(ctx, "the server has no push stream: polling it as SPIRE's agents do")
-		err = feed.Poll(ctx, c)
-	}
-	return err
-}
-
 // renewOnTime waits for the SVID's half-life, or for its authority to be tainted,
 // and gets the next one. It returns errRenewed when there is one, or what only a
 // new session can mend.
-func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
+func (a *Agent) renewOnTime(ctx context.Context, own *nodeSVID) error {
 	at, wait := a.renewalTime(own, time.Now()), backoffFirst
 	for {
 		select {
@@ -209,7 +197,7 @@ func (a *Agent) renewOnTime(ctx context.Context, l *link, own *nodeSVID) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		err := a.nextSVID(ctx, l, own)
+		err := a.nextSVID(ctx, own)
 		if err == nil {
 			a.log.InfoContext(ctx, "renewed the agent's SVID", telemetry.NotAfter, a.identity.current.Load().notAfter())
 			return errRenewed
@@ -248,13 +236,13 @@ func (a *Agent) renewalTime(own *nodeSVID, now time.Time) time.Time {
 	return at
 }
 
-func (a *Agent) nextSVID(ctx context.Context, l *link, own *nodeSVID) error {
+func (a *Agent) nextSVID(ctx context.Context, own *nodeSVID) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if own.reattestable {
 		return a.attest(ctx)
 	}
-	err := a.identity.renew(ctx, l.conn)
+	err := (*minter)(a).call(ctx, a.identity.renew)
 	if reason, _ := refusal(err); reason == types.PermissionDeniedDetails_AGENT_MUST_REATTEST {
 		return a.attest(ctx) // the SVID in use is good until there is another
 	}

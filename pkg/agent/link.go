@@ -10,12 +10,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/tlspolicy"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 )
@@ -24,8 +24,6 @@ const (
 	// A silent server is noticed after keepaliveTime + keepaliveTimeout.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
-	// connectTimeout bounds dialling and the TLS handshake.
-	connectTimeout = 10 * time.Second
 	// maxMessage bounds one message of the server; SPIRE's servers send sets
 	// of entries in one.
 	maxMessage = 64 << 20
@@ -37,8 +35,10 @@ var errLinkClosed = errors.New("the connection to the server was replaced")
 // link is one connection to the server, authenticated by one SVID. Calls hold
 // it open; close waits for them.
 type link struct {
-	conn *grpc.ClientConn
+	conn *route.Conn
 	svid *nodeSVID // nil: not authenticated
+	// replaced is closed when another one is in use.
+	replaced chan struct{}
 
 	mu     sync.RWMutex // held for reading by each unary call
 	closed bool         // guarded by mu
@@ -66,14 +66,56 @@ func (l *link) close() error {
 	return l.conn.Close()
 }
 
-// dial connects to the server and waits until the connection is up, so that
-// an error names what went wrong with the handshake.
-func (a *Agent) dial(ctx context.Context, own *nodeSVID) (*link, error) {
-	v := &verifier{check: tlsconfig.VerifyPeerCertificate(a.trust, tlsconfig.AuthorizeID(a.serverID))}
-	return a.dialTLS(ctx, own, v)
+// shown is the chain the server showed in the handshake.
+func (l *link) shown() [][]byte {
+	v, ok := l.conn.Security.(*verifier)
+	if !ok {
+		return nil
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.shown
 }
 
-func (a *Agent) dialTLS(ctx context.Context, own *nodeSVID, v *verifier) (*link, error) {
+// dialOptions go to each connection to a server. gRPC sets TCP_USER_TIMEOUT to
+// the keepalive's timeout, so that sending into nothing ends as soon as hearing
+// nothing does.
+func dialOptions(version string) []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithUserAgent("credence-agent/" + version),
+	}
+}
+
+// dial connects to the server in use, or to another one, and waits until the
+// connection is up, so that an error names what went wrong with the handshake.
+func (a *Agent) dial(ctx context.Context, own *nodeSVID) (*link, error) {
+	conn, err := a.route.Connect(ctx, func() route.Security { return a.secure(own) })
+	return newLink(own, conn, err)
+}
+
+// dialOther connects to any server but the one at an address.
+func (a *Agent) dialOther(ctx context.Context, own *nodeSVID, but string) (*link, error) {
+	conn, err := a.route.Elsewhere(ctx, but, func() route.Security { return a.secure(own) })
+	return newLink(own, conn, err)
+}
+
+func newLink(own *nodeSVID, conn *route.Conn, err error) (*link, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &link{conn: conn, svid: own, replaced: make(chan struct{})}, nil
+}
+
+// secure is what one attempt to connect is secured with.
+func (a *Agent) secure(own *nodeSVID) *verifier {
+	v := &verifier{check: tlsconfig.VerifyPeerCertificate(a.trust, tlsconfig.AuthorizeID(a.serverID))}
+	a.setTLS(v, own)
+	return v
+}
+
+func (a *Agent) setTLS(v *verifier, own *nodeSVID) {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The SPIFFE verification in VerifyConnection, which also runs when a
@@ -95,44 +137,8 @@ func (a *Agent) dialTLS(ctx context.Context, own *nodeSVID, v *verifier) (*link,
 			return &tls.Certificate{Certificate: chain, PrivateKey: own.PrivateKey, Leaf: own.Certificates[0]}, nil
 		}
 	}
-	conn, err := grpc.NewClient("dns:///"+a.config.Agent.serverAddr(),
-		grpc.WithTransportCredentials(notedTLS{credentials.NewTLS(conf), v}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithUserAgent("credence-agent/"+a.version),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("agent.server_address: %w", err)
-	}
-	if err := a.await(ctx, conn); err != nil {
-		return nil, errors.Join(v.explain(err), conn.Close())
-	}
-	return &link{conn: conn, svid: own}, nil
+	v.creds = notedTLS{credentials.NewTLS(conf), v}
 }
-
-// await waits until the connection is ready or has failed once.
-func (a *Agent) await(ctx context.Context, conn *grpc.ClientConn) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	conn.Connect()
-	for {
-		state := conn.GetState()
-		switch state {
-		case connectivity.Ready:
-			return nil
-		case connectivity.TransientFailure, connectivity.Shutdown:
-			return fmt.Errorf("connecting to the server at %s: %w", a.config.Agent.serverAddr(), errUnreachable)
-		case connectivity.Idle, connectivity.Connecting:
-		}
-		if !conn.WaitForStateChange(ctx, state) {
-			return fmt.Errorf("connecting to the server at %s: %w", a.config.Agent.serverAddr(), ctx.Err())
-		}
-	}
-}
-
-// errUnreachable is refined by verifier.explain where the handshake says more.
-var errUnreachable = errors.New("no connection; is the server running, and is agent.server_address right?")
 
 // errUntrusted says that who answered is not the server by what the agent
 // trusts.
@@ -143,11 +149,18 @@ type verifier struct {
 	check func(raw [][]byte, chains [][]*x509.Certificate) error
 	// postQuantum: no other key exchange is taken.
 	postQuantum bool
+	creds       credentials.TransportCredentials
 
 	mu        sync.Mutex
-	last      error // guarded by mu
-	handshake error // guarded by mu
+	last      error    // guarded by mu
+	handshake error    // guarded by mu
+	shown     [][]byte // guarded by mu: the server's chain
 }
+
+var _ route.Security = (*verifier)(nil)
+
+// Credentials is route.Security.
+func (v *verifier) Credentials() credentials.TransportCredentials { return v.creds }
 
 // notedTLS tells the verifier how a handshake ended.
 type notedTLS struct {
@@ -177,11 +190,12 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	err := v.check(raw, nil)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.last = err
+	v.last, v.shown = err, raw
 	return err
 }
 
-func (v *verifier) explain(err error) error {
+// Explain is route.Security.
+func (v *verifier) Explain(err error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -214,12 +228,12 @@ func (a *Agent) bootstrap(ctx context.Context) error {
 // bootstrapInsecurely takes the bundle from the server itself and checks only
 // that the server's own certificate agrees with it.
 func (a *Agent) bootstrapInsecurely(ctx context.Context) error {
-	var leaf [][]byte
-	v := &verifier{check: func(raw [][]byte, _ [][]*x509.Certificate) error {
-		leaf = raw
-		return nil
-	}}
-	l, err := a.dialTLS(ctx, nil, v)
+	conn, err := a.route.Connect(ctx, func() route.Security {
+		v := &verifier{check: func([][]byte, [][]*x509.Certificate) error { return nil }}
+		a.setTLS(v, nil)
+		return v
+	})
+	l, err := newLink(nil, conn, err)
 	if err != nil {
 		return err
 	}
@@ -232,7 +246,7 @@ func (a *Agent) bootstrapInsecurely(ctx context.Context) error {
 	if err := candidate.learn(b); err != nil {
 		return err
 	}
-	if err := tlsconfig.VerifyPeerCertificate(candidate, tlsconfig.AuthorizeID(a.serverID))(leaf, nil); err != nil {
+	if err := tlsconfig.VerifyPeerCertificate(candidate, tlsconfig.AuthorizeID(a.serverID))(l.shown(), nil); err != nil {
 		return fmt.Errorf("%w by the bundle it gave: %w", errUntrusted, err)
 	}
 	a.trust.current.Store(candidate.current.Load())

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/tlspolicy"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -76,16 +77,13 @@ func TestRequirePQKEM(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			addr, states := serveTLS(t, tc.server)
-			host, port, err := net.SplitHostPort(addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			a := &Agent{config: &Config{Agent: Section{ServerAddress: host}}}
-			if a.config.Agent.ServerPort, err = net.LookupPort("tcp", port); err != nil {
-				t.Fatal(err)
-			}
+			a := &Agent{config: &Config{}, route: route.New(route.Config{Addresses: []string{addr}})}
 			a.config.Agent.Experimental.RequirePQKEM = tc.required
-			l, err := a.dialTLS(t.Context(), nil, &verifier{check: func([][]byte, [][]*x509.Certificate) error { return nil }})
+			conn, err := a.route.Connect(t.Context(), func() route.Security {
+				v := &verifier{check: func([][]byte, [][]*x509.Certificate) error { return nil }}
+				a.setTLS(v, nil)
+				return v
+			})
 			if tc.want == 0 {
 				if err == nil || !strings.Contains(err.Error(), "agent.experimental.require_pq_kem is set") {
 					t.Errorf("a server without: %v", err)
@@ -96,7 +94,7 @@ func TestRequirePQKEM(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() {
-				if err := l.close(); err != nil {
+				if err := conn.Close(); err != nil {
 					t.Error(err)
 				}
 			}()

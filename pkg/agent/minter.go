@@ -10,6 +10,7 @@ import (
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
@@ -64,22 +65,52 @@ func (m *minter) MintJWT(ctx context.Context, entryID string, audience []string)
 	return s.GetToken(), time.Unix(s.GetIssuedAt(), 0), time.Unix(s.GetExpiresAt(), 0), nil
 }
 
-// call makes a call, once more when the connection was replaced under it: the
-// server refuses the old SVID from the moment it has seen the new one.
+// failoverWait is how long a call waits for another connection when the one it
+// was made on is gone: as long as it takes to find another server.
+const failoverWait = 2 * time.Second
+
+// call makes a call, and again when the connection was replaced under it, by
+// one with the next SVID (the server refuses the old one from the moment it has
+// seen the new one) or to another server. What is called may have been done
+// twice then.
 func (m *minter) call(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	l := m.link.Load()
 	for {
+		l := m.link.Load()
 		if l == nil {
 			return status.Error(codes.Unavailable, "no connection to the server; the agent's log says why")
 		}
 		err := l.use(func(conn grpc.ClientConnInterface) error { return do(ctx, conn) })
 		_, refused := refusal(err)
-		next := m.link.Load()
-		if next == l || (!refused && !errors.Is(err, errLinkClosed)) {
+		lost := status.Code(err) == codes.Unavailable
+		switch {
+		case !refused && !lost && !errors.Is(err, errLinkClosed):
+			return err
+		case m.link.Load() != l:
+		case !lost || !m.awaitNext(ctx, l):
 			return err
 		}
-		l = next
 	}
+}
+
+// awaitNext waits until the connection has a successor, if it is broken and was
+// not for long.
+func (m *minter) awaitNext(ctx context.Context, l *link) bool {
+	if l.conn.GetState() == connectivity.Ready {
+		return false // The server itself says that it cannot.
+	}
+	wait := failoverWait
+	if at := m.lostAt.Load(); at != nil && !m.connected.Load() {
+		wait -= time.Since(*at)
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-l.replaced:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
 }

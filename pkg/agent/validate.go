@@ -2,9 +2,11 @@ package agent
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +23,9 @@ const leastAvailability = 24 * time.Hour
 // leastSync is the least sync_interval that a server can be expected to bear.
 const leastSync = time.Second
 
+// defaultServerPort is that of Section.
+const defaultServerPort = 8081
+
 // reporter takes one problem: the key, and what is wrong with its value.
 type reporter = func(key, format string, args ...any)
 
@@ -35,6 +40,7 @@ func (c *Config) Validate() error {
 	}
 	s := &c.Agent
 	s.required(report)
+	s.addresses(report)
 	s.values(report)
 	s.bootstraps(report)
 	s.Profiling.Validate(func(key string, err error) { report("agent."+key, "%w", err) })
@@ -51,10 +57,40 @@ func (c *Config) unsupported() ([]config.Notice, error) {
 
 func (s *Section) required(report reporter) {
 	for _, required := range [...]struct{ key, value string }{
-		{"data_dir", s.DataDir}, {"trust_domain", s.TrustDomain}, {"server_address", s.ServerAddress}, {"socket_path", s.SocketPath},
+		{"data_dir", s.DataDir}, {"trust_domain", s.TrustDomain}, {"socket_path", s.SocketPath},
 	} {
 		if required.value == "" {
 			report("agent."+required.key, "is required")
+		}
+	}
+}
+
+// addresses checks where the servers are: there is one way to say it.
+func (s *Section) addresses(report reporter) {
+	switch {
+	case s.ServerAddress == "" && len(s.ServerAddresses) == 0:
+		report("agent.server_address", "is required, or server_addresses for several servers")
+	case s.ServerAddress != "" && len(s.ServerAddresses) > 0:
+		report("agent.server_addresses", "is exclusive with server_address; keep one")
+	case s.ServerAddress == "" && s.ServerPort != defaultServerPort:
+		report("agent.server_port", "is for server_address; each of server_addresses has a port of its own")
+	}
+	if host := strings.Trim(s.ServerAddress, "[]"); strings.Contains(host, ":") {
+		if _, err := netip.ParseAddr(host); err != nil {
+			report("agent.server_address", "%q is neither a host name nor an IP address; a port is for server_port", s.ServerAddress)
+		}
+	}
+	if s.ServerPort < 1 || s.ServerPort > 65535 {
+		report("agent.server_port", "%d is not a port between 1 and 65535", s.ServerPort)
+	}
+	for i, a := range s.ServerAddresses {
+		host, port, err := net.SplitHostPort(a)
+		n, notNumber := strconv.ParseUint(port, 10, 16)
+		switch {
+		case err != nil || host == "" || notNumber != nil || n == 0:
+			report("agent.server_addresses", "%q is not host:port, such as \"server-1.example.org:8081\" or \"[2001:db8::1]:8081\"", a)
+		case slices.Contains(s.ServerAddresses[:i], a):
+			report("agent.server_addresses", "%q is there twice", a)
 		}
 	}
 }
@@ -72,14 +108,6 @@ func (s *Section) values(report reporter) {
 	}
 	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil && s.TrustDomain != "" {
 		report("agent.trust_domain", "%q: %w", s.TrustDomain, err)
-	}
-	if host := strings.Trim(s.ServerAddress, "[]"); strings.Contains(host, ":") {
-		if _, err := netip.ParseAddr(host); err != nil {
-			report("agent.server_address", "%q is neither a host name nor an IP address; a port is for server_port", s.ServerAddress)
-		}
-	}
-	if s.ServerPort < 1 || s.ServerPort > 65535 {
-		report("agent.server_port", "%d is not a port between 1 and 65535", s.ServerPort)
 	}
 	if s.JoinToken != "" && s.JoinTokenFile != "" {
 		report("agent.join_token_file", "is exclusive with join_token")

@@ -46,6 +46,7 @@ const (
 	Method   = "method"
 	Code     = "code"
 	Address  = "address"
+	Old      = "old_address"
 	Path     = "path"
 	Engine   = "engine"
 	Plugin   = "plugin"

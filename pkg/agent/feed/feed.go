@@ -23,10 +23,18 @@ type Cache interface {
 	Synced(*feedv1.Synced) error
 }
 
-// ErrDiverged says that what the agent holds is not what the server sent.
-var ErrDiverged = errors.New("entries held differ from the server's digest")
+var (
+	// ErrDiverged says that what the agent holds is not what the server sent.
+	ErrDiverged = errors.New("entries held differ from the server's digest")
+	// ErrHandedOver is how a stream ends that HandOver has replaced.
+	ErrHandedOver = errors.New("the stream was handed over to another server")
+)
 
-// Config of one Follow.
+// handOverTimeout is how long a server that takes a stream over has until it
+// says something. Meanwhile what the old one says waits.
+const handOverTimeout = 5 * time.Second
+
+// Config of a stream. Conn and Cache are required.
 type Config struct {
 	// Conn is the connection, authenticated with the agent's SVID.
 	Conn grpc.ClientConnInterface
@@ -34,68 +42,223 @@ type Config struct {
 	Cache Cache
 	// Version is the agent's, for the operator's lists.
 	Version string
+	// Alternatives is how many other servers the agent could go to, and
+	// LastResort that none of them took it lately.
+	Alternatives int
+	LastResort   bool
 	// PollInterval is how often [Poll] asks, ± 10 %; default [PollInterval].
 	PollInterval time.Duration
 	// OnSynced is called each time the cache has caught up; may be nil.
 	OnSynced func()
+	// OnDrain is called when the server asks the agent to go to another one,
+	// with the reason for the log; it must not block, and may be nil. The stream
+	// goes on; see [Stream.HandOver].
+	OnDrain func(reason string)
 }
 
-// Follow runs one stream until it ends and says why: the context's error, a
-// gRPC status of the server (PermissionDenied with PermissionDeniedDetails when
-// the agent is refused, Unimplemented when the server does not know the
-// stream; see [Poll]), or ErrDiverged. It never returns nil. The caller may
-// call it again, on any connection to a server of the trust domain, and the
-// stream goes on from where the cache is.
+// Stream is an open stream that was in sync.
+type Stream struct {
+	config Config
+	watch  grpc.BidiStreamingClient[feedv1.WatchRequest, feedv1.WatchResponse]
+	cancel context.CancelFunc
+
+	// turn has a token, which is taken from the first message of a change to
+	// its last, so that two servers do not change the cache in turns.
+	turn chan struct{}
+	// over is why the stream has ended; guarded by turn.
+	over error
+	// touched and resyncing are used by whoever has the turn: the cache was
+	// changed, and some buckets wait for Synced.
+	touched, resyncing bool
+}
+
+// Follow is Open and Stream.Follow.
 func Follow(ctx context.Context, c Config) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := feedv1.NewFeedClient(c.Conn).Watch(ctx)
+	s, err := Open(ctx, c)
 	if err != nil {
-		return fmt.Errorf("opening the feed: %w", err)
+		return err
+	}
+	return s.Follow()
+}
+
+// Open opens a stream, which lives as long as ctx or until it ends, and returns
+// it when the cache has caught up with the server. The error is as
+// [Stream.Follow]'s. The caller calls Follow, and may call Open again, on any
+// connection to a server of the trust domain: the stream goes on from where the
+// cache is.
+func Open(ctx context.Context, c Config) (*Stream, error) {
+	s, err := start(ctx, c)
+	if err == nil {
+		err = s.catchUp(nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// start opens a stream and says what the cache holds.
+func start(ctx context.Context, c Config) (*Stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &Stream{config: c, cancel: cancel, turn: make(chan struct{}, 1)}
+	s.turn <- struct{}{}
+	var err error
+	if s.watch, err = feedv1.NewFeedClient(c.Conn).Watch(ctx); err != nil {
+		cancel()
+		return nil, fmt.Errorf("opening the feed: %w", err)
 	}
 	open := c.Cache.Open()
-	open.AgentVersion = c.Version
-	if err := send(stream, &feedv1.WatchRequest{Step: &feedv1.WatchRequest_Open{Open: open}}); err != nil {
-		return fmt.Errorf("opening the feed: %w", err)
+	open.AgentVersion, open.Alternatives, open.LastResort = c.Version, uint32(max(0, c.Alternatives)), c.LastResort //nolint:gosec // a handful
+	if err := s.send(&feedv1.WatchRequest{Step: &feedv1.WatchRequest_Open{Open: open}}); err != nil {
+		cancel()
+		return nil, fmt.Errorf("opening the feed: %w", err)
 	}
+	return s, nil
+}
+
+// catchUp takes what the server says until the first Synced; first, if not nil,
+// is called when it says anything.
+func (s *Stream) catchUp(first func()) error {
 	for {
-		resp, err := stream.Recv()
+		resp, err := s.watch.Recv()
+		if first != nil {
+			first()
+			first = nil
+		}
+		if err == nil {
+			_, err = s.take(resp)
+		}
 		if err != nil {
+			s.cancel()
 			return fmt.Errorf("following the feed: %w", err)
 		}
-		applied, err := apply(c, resp)
-		if err != nil {
-			return fmt.Errorf("following the feed: %w", err)
-		}
-		if applied == 0 {
-			continue
-		}
-		ack := &feedv1.WatchRequest{Step: &feedv1.WatchRequest_Ack{Ack: &feedv1.Ack{Revision: applied}}}
-		if err := send(stream, ack); err != nil {
-			return fmt.Errorf("acknowledging the feed: %w", err)
+		if resp.GetSynced() != nil {
+			return nil
 		}
 	}
+}
+
+// Follow takes what the server says until the stream ends, and says why: the
+// context's error, a gRPC status of the server (PermissionDenied with
+// PermissionDeniedDetails when the agent is refused, Unimplemented when the
+// server does not know the stream; see [Poll]), ErrDiverged or ErrHandedOver. It
+// never returns nil.
+func (s *Stream) Follow() error {
+	mine := false // the turn
+	err := s.follow(&mine)
+	if !mine {
+		<-s.turn
+	}
+	defer func() { s.turn <- struct{}{} }()
+	s.cancel()
+	if s.over == nil {
+		s.over = fmt.Errorf("following the feed: %w", err)
+	}
+	return s.over
+}
+
+func (s *Stream) follow(mine *bool) error {
+	for {
+		resp, err := s.watch.Recv()
+		if err != nil {
+			return err
+		}
+		if !*mine {
+			<-s.turn
+			*mine = true
+		}
+		if s.over != nil {
+			return s.over
+		}
+		whole, err := s.take(resp)
+		if err != nil {
+			return err
+		}
+		if whole {
+			s.turn <- struct{}{}
+			*mine = false
+		}
+	}
+}
+
+// HandOver opens a stream on a connection to another server, as Open does, and
+// then ends this one with ErrHandedOver. Until that one is in sync, this one
+// stays open, and what it says waits. When that one fails, the error is its own,
+// and this one goes on; or ends, when the cache was changed already. It is
+// called while Follow runs.
+func (s *Stream) HandOver(ctx context.Context, c Config) (*Stream, error) {
+	select {
+	case <-s.turn:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { s.turn <- struct{}{} }()
+	if s.over != nil {
+		return nil, s.over
+	}
+	next, err := start(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	late := time.AfterFunc(handOverTimeout, next.cancel)
+	defer late.Stop()
+	err = next.catchUp(func() { late.Stop() })
+	switch {
+	case err == nil:
+		s.over = ErrHandedOver
+	case next.touched:
+		s.over = fmt.Errorf("handing the stream over: %w", err)
+	default:
+		return nil, err
+	}
+	s.cancel()
+	if err != nil {
+		return nil, err
+	}
+	return next, nil
+}
+
+// take applies one message, acknowledges it, and says whether it ends a change.
+func (s *Stream) take(resp *feedv1.WatchResponse) (whole bool, err error) {
+	revision, err := s.apply(resp)
+	if err != nil {
+		return false, err
+	}
+	if revision != 0 {
+		if err := s.send(&feedv1.WatchRequest{Step: &feedv1.WatchRequest_Ack{Ack: &feedv1.Ack{Revision: revision}}}); err != nil {
+			return false, fmt.Errorf("acknowledging: %w", err)
+		}
+	}
+	return !s.resyncing && !resp.GetDelta().GetMore(), nil
 }
 
 // apply returns the revision to acknowledge, or 0 when more is to come.
-func apply(c Config, resp *feedv1.WatchResponse) (uint64, error) {
+func (s *Stream) apply(resp *feedv1.WatchResponse) (uint64, error) {
 	switch step := resp.GetStep().(type) {
 	case *feedv1.WatchResponse_Delta:
-		if err := c.Cache.Apply(step.Delta); err != nil {
+		s.touched = true
+		if err := s.config.Cache.Apply(step.Delta); err != nil {
 			return 0, err
 		}
+		s.resyncing = s.resyncing || len(step.Delta.GetResync()) > 0
 		if step.Delta.GetMore() || len(step.Delta.GetResync()) > 0 {
 			return 0, nil
 		}
 		return step.Delta.GetRevision(), nil
 	case *feedv1.WatchResponse_Synced:
-		if err := c.Cache.Synced(step.Synced); err != nil {
+		s.touched, s.resyncing = true, false
+		if err := s.config.Cache.Synced(step.Synced); err != nil {
 			return 0, err
 		}
-		if c.OnSynced != nil {
-			c.OnSynced()
+		if s.config.OnSynced != nil {
+			s.config.OnSynced()
 		}
 		return step.Synced.GetRevision(), nil
+	case *feedv1.WatchResponse_Drain:
+		if s.config.OnDrain != nil {
+			s.config.OnDrain(step.Drain.GetReason())
+		}
+		return 0, nil
 	}
 	// A step of a newer server. What it would have said is not known, so the
 	// stream cannot be vouched for.
@@ -104,13 +267,13 @@ func apply(c Config, resp *feedv1.WatchResponse) (uint64, error) {
 
 // send gives the stream's own end, which says why, precedence over the io.EOF
 // that Send reports for it.
-func send(stream grpc.BidiStreamingClient[feedv1.WatchRequest, feedv1.WatchResponse], req *feedv1.WatchRequest) error {
-	sendErr := stream.Send(req)
+func (s *Stream) send(req *feedv1.WatchRequest) error {
+	sendErr := s.watch.Send(req)
 	if sendErr == nil {
 		return nil
 	}
 	for {
-		if _, err := stream.Recv(); err != nil {
+		if _, err := s.watch.Recv(); err != nil {
 			return err
 		}
 	}
