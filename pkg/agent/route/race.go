@@ -44,12 +44,18 @@ func (r *Route) race(ctx context.Context, try []candidate, secure func() Securit
 	done := make(chan attempt, len(try))
 	var errs []error
 	started, lead := 0, firstLead
-	for len(errs) < len(try) {
-		// Those that have failed wait for nobody.
-		if started == len(errs) {
-			r.start(ctx, &running, try[started], secure, done)
+	start := func() {
+		if started < len(try) {
+			c := try[started]
+			running.Go(func() {
+				conn, err := r.dial(ctx, c, secure())
+				done <- attempt{c, conn, err}
+			})
 			started++
 		}
+	}
+	start()
+	for len(errs) < len(try) {
 		var next <-chan time.Time
 		if started < len(try) {
 			next = time.After(lead)
@@ -66,20 +72,13 @@ func (r *Route) race(ctx context.Context, try []candidate, secure func() Securit
 			if !errors.Is(ctx.Err(), context.Canceled) { // It was given its time.
 				r.Blame(a.candidate.address)
 			}
+			start()
 		case <-next:
-			r.start(ctx, &running, try[started], secure, done)
-			started++
+			start()
 			lead *= 2
 		}
 	}
 	return nil, failed(errs...)
-}
-
-func (r *Route) start(ctx context.Context, running *sync.WaitGroup, c candidate, secure func() Security, done chan<- attempt) {
-	running.Go(func() {
-		conn, err := r.dial(ctx, c, secure())
-		done <- attempt{c, conn, err}
-	})
 }
 
 // closeAll closes what came in behind the first.
