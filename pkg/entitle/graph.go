@@ -30,8 +30,10 @@ type Graph struct {
 // parent to their own ID. Agents hang on it by their own ID and by the aliases
 // they match.
 type tables struct {
-	td       spiffeid.TrustDomain
-	grants   map[string]*grant  // by entry ID
+	td     spiffeid.TrustDomain
+	grants map[string]*grant // by entry ID
+	// holders, families and agents are of this trust domain alone: the path
+	// of the SPIFFE ID names them.
 	holders  map[string]*grant  // by SPIFFE ID: first of a list
 	families map[string]*family // by parent's SPIFFE ID
 	aliases  map[*grant]*alias
@@ -45,7 +47,7 @@ type tables struct {
 // grant is one entry in the graph. There are as many as entries: every word
 // counts.
 type grant struct {
-	entry *registry.Entry
+	entry *registry.Packed
 	sum   uint64 // see feedv1.Sum
 	// next and prev are entries with the same SPIFFE ID.
 	next, prev *grant
@@ -67,9 +69,10 @@ type family struct {
 
 // alias is what is known of a grant that is a node alias.
 type alias struct {
-	grant  *grant
-	key    attest.Selector // where aliasesBy has it
-	agents map[*agent]struct{}
+	grant     *grant
+	selectors attest.Selectors
+	key       attest.Selector // where aliasesBy has it
+	agents    map[*agent]struct{}
 	// ids lists agents; nil after a change. It is shared by every Touched and
 	// never changed.
 	ids []spiffeid.ID
@@ -164,7 +167,7 @@ type Snapshot struct {
 	StoreID  string
 	Revision store.Revision
 	// Entries are in no order. They are shared and must not be changed.
-	Entries []*registry.Entry
+	Entries []*registry.Packed
 	// Buckets are the sums over Entries, see feedv1.
 	Buckets [feedv1.Buckets]uint64
 }
@@ -184,10 +187,10 @@ func (g *Graph) Snapshot(id spiffeid.ID, now time.Time) Snapshot {
 // Authorized returns the entries that the agent may have at now, in no order;
 // none for one that is not attested, banned or expired. The entries are shared
 // and must not be changed.
-func (g *Graph) Authorized(id spiffeid.ID, now time.Time) []*registry.Entry {
+func (g *Graph) Authorized(id spiffeid.ID, now time.Time) []*registry.Packed {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	var out []*registry.Entry
+	var out []*registry.Packed
 	g.visit(id, now, func(gr *grant) { out = append(out, gr.entry) })
 	return out
 }
@@ -203,7 +206,7 @@ func (g *Graph) Digest(id spiffeid.ID, now time.Time) (sums [feedv1.Buckets]uint
 
 // Lookup returns the entry if the agent may have it at now. It walks up from the
 // entry and expands nothing: its cost follows the depth of the entry.
-func (g *Graph) Lookup(id spiffeid.ID, entryID string, now time.Time) (*registry.Entry, bool) {
+func (g *Graph) Lookup(id spiffeid.ID, entryID string, now time.Time) (*registry.Packed, bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	a := g.live(id, now)
@@ -223,9 +226,17 @@ func (g *Graph) Position() (storeID string, rev store.Revision) {
 
 func (gr *grant) expired(now time.Time) bool { return gr.expires && gr.entry.Expired(now) }
 
+// of returns the agent with the SPIFFE ID, if it is attested and not banned.
+func (t *tables) of(id spiffeid.ID) *agent {
+	if !id.MemberOf(t.td) {
+		return nil
+	}
+	return t.agents[id.Path()]
+}
+
 // live returns the agent if it may have anything.
 func (t *tables) live(id spiffeid.ID, now time.Time) *agent {
-	a := t.agents[id.String()]
+	a := t.of(id)
 	if a == nil || !now.Before(a.now.ExpiresAt()) {
 		return nil
 	}
@@ -240,7 +251,7 @@ func (t *tables) visit(id spiffeid.ID, now time.Time, visit func(*grant)) {
 		return
 	}
 	var todo queue
-	todo.add(t.families[id.String()])
+	todo.add(t.families[a.id.Path()])
 	for _, al := range a.aliases {
 		if !al.grant.expired(now) {
 			todo.add(al.grant.below)
@@ -307,8 +318,8 @@ func (q *queue) next() *family {
 // that it matches.
 func (t *tables) reaches(a *agent, gr *grant, now time.Time) bool {
 	found := false
-	t.climb(gr.entry.ParentID.String(), func(id string) bool {
-		found = found || id == a.id.String()
+	t.climb(gr.parent(), func(path string) bool {
+		found = found || path == a.id.Path()
 		return found
 	}, func(h *grant) (up bool) {
 		if h.expired(now) || found {
@@ -332,26 +343,26 @@ func (a *agent) matches(gr *grant) bool {
 	return false
 }
 
-// climb visits the SPIFFE ID and every one above it, each once: node is told
-// the ID and returns whether to stop; edge is told each entry that holds the ID,
+// climb visits the SPIFFE ID with this path and every one above it, each once:
+// node is told the path and returns whether to stop; edge is told each entry that holds the ID,
 // and returns whether to go on to its parent.
-func (t *tables) climb(id string, node func(id string) (stop bool), edge func(*grant) (up bool)) {
+func (t *tables) climb(path string, node func(path string) (stop bool), edge func(*grant) (up bool)) {
 	seen := make([]string, 0, 8)
 	var many map[string]struct{}
-	add := func(id string) {
+	add := func(path string) {
 		if many != nil {
-			if _, ok := many[id]; ok {
+			if _, ok := many[path]; ok {
 				return
 			}
-			many[id] = struct{}{}
+			many[path] = struct{}{}
 		} else {
 			for _, s := range seen {
-				if s == id {
+				if s == path {
 					return
 				}
 			}
 		}
-		seen = append(seen, id)
+		seen = append(seen, path)
 		if many == nil && len(seen) > shortQueue {
 			many = make(map[string]struct{}, 4*shortQueue)
 			for _, s := range seen {
@@ -359,14 +370,14 @@ func (t *tables) climb(id string, node func(id string) (stop bool), edge func(*g
 			}
 		}
 	}
-	add(id)
+	add(path)
 	for i := 0; i < len(seen); i++ {
 		if node(seen[i]) {
 			return
 		}
 		for h := t.holders[seen[i]]; h != nil; h = h.next {
 			if edge(h) {
-				add(h.entry.ParentID.String())
+				add(h.parent())
 			}
 		}
 	}

@@ -37,7 +37,7 @@ func (l *log) apply(changes ...any) Touched {
 		switch ch := ch.(type) {
 		case *registry.Entry:
 			ch.ModRevision = l.rev
-			c.Entries = append(c.Entries, registry.EntryChange{ID: ch.ID, Now: ch})
+			c.Entries = append(c.Entries, registry.EntryChange{ID: ch.ID, Now: ch.Pack()})
 		case *registry.Agent:
 			ch.ModRevision = l.rev
 			c.Agents = append(c.Agents, registry.AgentChange{ID: ch.ID, Now: ch})
@@ -64,7 +64,7 @@ func newEntry(entryID, parent, spiffeID string, selectors ...string) *registry.E
 func authorized(g *Graph, a *registry.Agent, now time.Time) []string {
 	var out []string
 	for _, e := range g.Authorized(a.ID, now) {
-		out = append(out, e.ID)
+		out = append(out, e.ID())
 	}
 	slices.Sort(out)
 	return out
@@ -210,7 +210,7 @@ func bench100k() *registry.Commit {
 	c := &registry.Commit{StoreID: "s", Revision: 1, Reset: true}
 	add := func(e *registry.Entry) {
 		e.ModRevision = 1
-		c.Entries = append(c.Entries, registry.EntryChange{ID: e.ID, Now: e})
+		c.Entries = append(c.Entries, registry.EntryChange{ID: e.ID, Now: e.Pack()})
 	}
 	add(newEntry("alias", "/spire/server", "/fleet", "fleet"))
 	fleet := id("/fleet")
@@ -273,7 +273,7 @@ func BenchmarkApplyFanOut(b *testing.B) {
 		rev++
 		e = e.Clone()
 		e.ModRevision = rev
-		t := g.Apply(&registry.Commit{Revision: rev, Entries: []registry.EntryChange{{ID: e.ID, Now: e}}})
+		t := g.Apply(&registry.Commit{Revision: rev, Entries: []registry.EntryChange{{ID: e.ID, Now: e.Pack()}}})
 		if len(t.Groups[0].Agents) != 5000 {
 			b.Fatal("not all were touched")
 		}

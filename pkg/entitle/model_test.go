@@ -27,12 +27,18 @@ var (
 // model is the rule, written the naive way: everything is looked at anew for
 // each question.
 type model struct {
-	entries map[string]*registry.Entry
+	entries map[string]*known
 	agents  map[spiffeid.ID]*registry.Agent
 }
 
+// known is an entry, as it was given and taken apart.
+type known struct {
+	*registry.Entry
+	packed *registry.Packed
+}
+
 func newModel() *model {
-	return &model{entries: map[string]*registry.Entry{}, agents: map[spiffeid.ID]*registry.Agent{}}
+	return &model{entries: map[string]*known{}, agents: map[spiffeid.ID]*registry.Agent{}}
 }
 
 func (m *model) apply(c *registry.Commit) {
@@ -43,7 +49,7 @@ func (m *model) apply(c *registry.Commit) {
 	for _, ch := range c.Entries {
 		delete(m.entries, ch.ID)
 		if ch.Now != nil {
-			m.entries[ch.ID] = ch.Now
+			m.entries[ch.ID] = &known{ch.Now.Entry(), ch.Now}
 		}
 	}
 	for _, ch := range c.Agents {
@@ -54,8 +60,8 @@ func (m *model) apply(c *registry.Commit) {
 	}
 }
 
-func (m *model) authorized(id spiffeid.ID, now time.Time) map[string]*registry.Entry {
-	out := map[string]*registry.Entry{}
+func (m *model) authorized(id spiffeid.ID, now time.Time) map[string]*known {
+	out := map[string]*known{}
 	a := m.agents[id]
 	if a == nil || a.Banned || !id.MemberOf(td) || !now.Before(a.ExpiresAt()) {
 		return out
@@ -93,7 +99,7 @@ func subset(sub, of attest.Selectors) bool {
 	return len(sub) > 0
 }
 
-func digestOf(entries map[string]*registry.Entry) (sums [feedv1.Buckets]uint64) {
+func digestOf(entries map[string]*known) (sums [feedv1.Buckets]uint64) {
 	for id, e := range entries {
 		sums[feedv1.Bucket(id)] ^= feedv1.Sum(id, uint64(e.ModRevision))
 	}
@@ -167,19 +173,20 @@ func (u universe) commit(t *rapid.T, m *model, rev store.Revision) *registry.Com
 				continue
 			}
 		case 1:
-			ch.Now = u.entry(t, id, rev)
+			now := u.entry(t, id, rev)
 			if old != nil {
-				fresh := ch.Now
-				ch.Now = old.Clone()
-				ch.Now.ModRevision = rev
+				fresh := now
+				now = old.Clone()
+				now.ModRevision = rev
 				if rapid.Bool().Draw(t, "expiry only") {
-					ch.Now.ExpiresAt = fresh.ExpiresAt
+					now.ExpiresAt = fresh.ExpiresAt
 				} else {
-					ch.Now.Selectors = fresh.Selectors
+					now.Selectors = fresh.Selectors
 				}
 			}
+			ch.Now = now.Pack()
 		default:
-			ch.Now = u.entry(t, id, rev)
+			ch.Now = u.entry(t, id, rev).Pack()
 		}
 		c.Entries = append(c.Entries, ch)
 	}
@@ -202,7 +209,7 @@ func TestGraphIsTheModel(t *testing.T) {
 		for rev := store.Revision(1); rev <= 12; rev++ {
 			now = now.Add(time.Duration(rapid.IntRange(0, 5).Draw(t, "minutes")) * time.Minute)
 			c := u.commit(t, m, rev)
-			before := map[spiffeid.ID]map[string]*registry.Entry{}
+			before := map[spiffeid.ID]map[string]*known{}
 			expiry := map[spiffeid.ID]time.Time{}
 			for _, id := range u.agents {
 				before[id] = m.authorized(id, now)
@@ -228,21 +235,18 @@ func TestGraphIsTheModel(t *testing.T) {
 	})
 }
 
-func checkAgent(t *rapid.T, g *Graph, u universe, id spiffeid.ID, now time.Time, rev store.Revision, want map[string]*registry.Entry) {
-	got := map[string]*registry.Entry{}
+func checkAgent(t *rapid.T, g *Graph, u universe, id spiffeid.ID, now time.Time, rev store.Revision, want map[string]*known) {
 	list := g.Authorized(id, now)
-	for _, e := range list {
-		got[e.ID] = e
-	}
+	got := byID(list)
 	if len(list) != len(got) {
 		t.Fatalf("%s: an entry is listed twice", id)
 	}
-	if !maps.Equal(want, got) {
+	if !maps.Equal(packed(want), got) {
 		t.Fatalf("%s (-want +got):\n%s", id, cmp.Diff(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got))))
 	}
 	for _, entryID := range u.entries {
 		e, ok := g.Lookup(id, entryID, now)
-		if ok != (want[entryID] != nil) || e != want[entryID] {
+		if ok != (want[entryID] != nil) || e != packed(want)[entryID] {
 			t.Fatalf("Lookup(%s, %s): got %v, want %v", id, entryID, e, want[entryID])
 		}
 	}
@@ -255,8 +259,24 @@ func checkAgent(t *rapid.T, g *Graph, u universe, id spiffeid.ID, now time.Time,
 	}
 }
 
+func byID(list []*registry.Packed) map[string]*registry.Packed {
+	out := map[string]*registry.Packed{}
+	for _, p := range list {
+		out[p.ID()] = p
+	}
+	return out
+}
+
+func packed(entries map[string]*known) map[string]*registry.Packed {
+	out := map[string]*registry.Packed{}
+	for id, e := range entries {
+		out[id] = e.packed
+	}
+	return out
+}
+
 // checkTouched holds the promise "never too little".
-func checkTouched(t *rapid.T, touched Touched, id spiffeid.ID, before, after map[string]*registry.Entry) {
+func checkTouched(t *rapid.T, touched Touched, id spiffeid.ID, before, after map[string]*known) {
 	if touched.Reset || slices.Contains(touched.Whole, id) {
 		return
 	}
@@ -268,7 +288,7 @@ func checkTouched(t *rapid.T, touched Touched, id spiffeid.ID, before, after map
 			}
 		}
 	}
-	for _, side := range []map[string]*registry.Entry{before, after} {
+	for _, side := range []map[string]*known{before, after} {
 		for entryID := range side {
 			if before[entryID] != after[entryID] && !named[entryID] {
 				t.Fatalf("%s: %s changed from %v to %v, and is not in %+v", id, entryID, before[entryID], after[entryID], touched)
@@ -282,7 +302,7 @@ func checkTables(t *rapid.T, tb *tables, m *model) {
 	entries, aliases, members := 0, 0, 0
 	ids := map[spiffeid.ID]bool{}
 	for _, e := range m.entries {
-		if tb.relevant(e) {
+		if tb.relevant(e.packed) {
 			entries++
 			ids[e.SPIFFEID] = true
 			if e.IsAlias() {
@@ -324,7 +344,7 @@ func checkTables(t *rapid.T, tb *tables, m *model) {
 func TestReadersSeeWholeCommits(t *testing.T) {
 	t.Parallel()
 	u := newUniverse(5)
-	type answers map[spiffeid.ID]map[string]*registry.Entry
+	type answers map[spiffeid.ID]map[string]*known
 	var commits []*registry.Commit
 	want := []answers{{}}
 	gen := rapid.Custom(func(t *rapid.T) []*registry.Commit {
@@ -350,11 +370,7 @@ func TestReadersSeeWholeCommits(t *testing.T) {
 	for range 20 {
 		readBeside(t, u, commits, func(s Snapshot, id spiffeid.ID) bool {
 			expected := want[s.Revision][id]
-			got := map[string]*registry.Entry{}
-			for _, e := range s.Entries {
-				got[e.ID] = e
-			}
-			return maps.Equal(expected, got) && s.Buckets == digestOf(expected)
+			return maps.Equal(packed(expected), byID(s.Entries)) && s.Buckets == digestOf(expected)
 		})
 	}
 }

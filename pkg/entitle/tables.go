@@ -2,6 +2,7 @@ package entitle
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -11,43 +12,68 @@ import (
 )
 
 // relevant says whether the entry belongs into the graph.
-func (t *tables) relevant(e *registry.Entry) bool {
-	return e != nil && e.SPIFFEID.MemberOf(t.td) && e.ParentID.MemberOf(t.td)
+func (t *tables) relevant(e *registry.Packed) bool {
+	if e == nil {
+		return false
+	}
+	of, _ := e.SPIFFEID()
+	under, _ := e.ParentID()
+	return of == t.td.Name() && under == of
 }
 
-func newGrant(e *registry.Entry) *grant {
-	gr := &grant{alias: e.IsAlias(), bucket: feedv1.Bucket(e.ID)}
-	gr.set(e)
-	return gr
+func newGrant(e *registry.Packed) *grant {
+	id := e.ID()
+	return &grant{
+		entry: e, alias: e.IsAlias(), bucket: feedv1.Bucket(id),
+		expires: e.Expires(), sum: feedv1.Sum(id, uint64(e.ModRevision())),
+	}
 }
+
+// path is that of the SPIFFE ID that the grant gives, and parent that of the one
+// it is given to.
+func (gr *grant) path() string {
+	_, path := gr.entry.SPIFFEID()
+	return path
+}
+
+func (gr *grant) parent() string {
+	_, path := gr.entry.ParentID()
+	return path
+}
+
+// The keys of grants and holders are parts of an entry that is in the graph, and
+// never of an older version of it, which they would keep in memory. Setting a
+// key that is there already replaces its text, too.
 
 // set gives the grant a version of its entry with the same edge.
-func (gr *grant) set(e *registry.Entry) {
-	gr.entry = e
-	gr.expires = !e.ExpiresAt.IsZero()
-	gr.sum = feedv1.Sum(e.ID, uint64(e.ModRevision))
+func (t *tables) set(gr *grant, e *registry.Packed) {
+	gr.entry, gr.expires = e, e.Expires()
+	id := e.ID()
+	gr.sum = feedv1.Sum(id, uint64(e.ModRevision()))
+	t.grants[id] = gr
+	if gr.prev == nil {
+		t.holders[gr.path()] = gr
+	}
 }
 
 // insert puts a grant into every table. No grant of its entry is in them.
 func (t *tables) insert(gr *grant) {
-	e := gr.entry
-	t.grants[e.ID] = gr
-	id := e.SPIFFEID.String()
-	if first := t.holders[id]; first != nil {
+	t.grants[gr.entry.ID()] = gr
+	path := gr.path()
+	if first := t.holders[path]; first != nil {
 		gr.next, first.prev = first, gr
 	}
-	t.holders[id] = gr
-	gr.below = t.families[id]
+	t.holders[path] = gr
+	gr.below = t.families[path]
 	if gr.alias {
 		t.insertAlias(gr)
 		return
 	}
-	parent := e.ParentID.String()
-	f := t.families[parent]
+	f := t.families[gr.parent()]
 	if f == nil {
-		f = &family{parent: parent}
-		t.families[parent] = f
-		t.setBelow(parent, f)
+		f = &family{parent: strings.Clone(gr.parent())}
+		t.families[f.parent] = f
+		t.setBelow(f.parent, f)
 	}
 	gr.at = int32(len(f.members))
 	f.members = append(f.members, gr)
@@ -55,16 +81,14 @@ func (t *tables) insert(gr *grant) {
 
 // remove takes a grant out of every table.
 func (t *tables) remove(gr *grant) {
-	e := gr.entry
-	delete(t.grants, e.ID)
-	id := e.SPIFFEID.String()
+	delete(t.grants, gr.entry.ID())
 	switch {
 	case gr.prev != nil:
 		gr.prev.next = gr.next
 	case gr.next != nil:
-		t.holders[id] = gr.next
+		t.holders[gr.next.path()] = gr.next
 	default:
-		delete(t.holders, id)
+		delete(t.holders, gr.path())
 	}
 	if gr.next != nil {
 		gr.next.prev = gr.prev
@@ -74,7 +98,7 @@ func (t *tables) remove(gr *grant) {
 		t.removeAlias(gr)
 		return
 	}
-	f := t.families[e.ParentID.String()]
+	f := t.families[gr.parent()]
 	last := len(f.members) - 1
 	f.members[gr.at] = f.members[last]
 	f.members[gr.at].at = gr.at
@@ -86,16 +110,16 @@ func (t *tables) remove(gr *grant) {
 }
 
 // setBelow tells those who hold the SPIFFE ID what is below them.
-func (t *tables) setBelow(id string, f *family) {
-	for h := t.holders[id]; h != nil; h = h.next {
+func (t *tables) setBelow(path string, f *family) {
+	for h := t.holders[path]; h != nil; h = h.next {
 		h.below = f
 	}
 }
 
 func (t *tables) insertAlias(gr *grant) {
-	al := &alias{grant: gr, agents: make(map[*agent]struct{})}
+	sel := gr.entry.Selectors()
+	al := &alias{grant: gr, selectors: sel, agents: make(map[*agent]struct{})}
 	t.aliases[gr] = al
-	sel := gr.entry.Selectors
 	if len(sel) == 0 {
 		return // Matches nobody rather than everybody.
 	}
@@ -167,7 +191,7 @@ func (t *tables) setAgent(id spiffeid.ID, now *registry.Agent) bool {
 	if now != nil && (now.Banned || !id.MemberOf(t.td)) {
 		now = nil
 	}
-	old := t.agents[id.String()]
+	old := t.of(id)
 	if old != nil && now != nil && old.now.Selectors.Equal(now.Selectors) {
 		old.now = now
 		return false
@@ -182,11 +206,11 @@ func (t *tables) setAgent(id spiffeid.ID, now *registry.Agent) bool {
 }
 
 func (t *tables) insertAgent(a *agent) {
-	t.agents[a.id.String()] = a
+	t.agents[a.id.Path()] = a
 	for _, s := range a.now.Selectors {
 		t.agentsBy[s] = append(t.agentsBy[s], a)
 		for _, al := range t.aliasesBy[s] {
-			if a.now.Selectors.Contains(al.grant.entry.Selectors) {
+			if a.now.Selectors.Contains(al.selectors) {
 				al.join(a)
 			}
 		}
@@ -194,7 +218,7 @@ func (t *tables) insertAgent(a *agent) {
 }
 
 func (t *tables) removeAgent(a *agent) {
-	delete(t.agents, a.id.String())
+	delete(t.agents, a.id.Path())
 	for _, s := range a.now.Selectors {
 		drop(t.agentsBy, s, a)
 	}

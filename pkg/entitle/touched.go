@@ -87,7 +87,7 @@ func (r *recorder) note(gr *grant, deep bool) {
 		return
 	}
 	if !gr.alias {
-		x.entries = append(x.entries, gr.entry.ID)
+		x.entries = append(x.entries, gr.entry.ID())
 	}
 	if deep {
 		x.entries = append(x.entries, below(gr)...)
@@ -101,7 +101,7 @@ func (r *recorder) reachOf(gr *grant) *reach {
 		r.order = append(r.order, x)
 		return x
 	}
-	parent := gr.entry.ParentID.String()
+	parent := gr.parent()
 	x := r.open[parent]
 	if x == nil {
 		x = r.above(parent)
@@ -118,11 +118,11 @@ func (x *reach) add(agents []spiffeid.ID) {
 }
 
 // above finds everybody who reaches a SPIFFE ID, expired edges included.
-func (r *recorder) above(id string) *reach {
+func (r *recorder) above(path string) *reach {
 	x := &reach{}
 	var direct []spiffeid.ID
-	r.climb(id, func(id string) bool {
-		if a := r.agents[id]; a != nil {
+	r.climb(path, func(path string) bool {
+		if a := r.agents[path]; a != nil {
 			direct = append(direct, a.id)
 		}
 		return false
@@ -143,7 +143,7 @@ func below(gr *grant) []string {
 	todo.add(gr.below)
 	for f := todo.next(); f != nil; f = todo.next() {
 		for _, m := range f.members {
-			out = append(out, m.entry.ID)
+			out = append(out, m.entry.ID())
 			todo.add(m.below)
 		}
 	}
@@ -164,8 +164,8 @@ func (t *tables) applyEntry(rec *recorder, ch registry.EntryChange) {
 	case now == nil:
 		t.cut(rec, old)
 	case sameEdge(old.entry, now):
-		deep := !old.entry.ExpiresAt.Equal(now.ExpiresAt)
-		old.set(now)
+		deep := !old.entry.SameExpiry(now)
+		t.set(old, now)
 		if deep || !old.alias {
 			rec.note(old, deep)
 		}
@@ -176,11 +176,11 @@ func (t *tables) applyEntry(rec *recorder, ch registry.EntryChange) {
 }
 
 // sameEdge says whether two versions of an entry hang in the same place.
-func sameEdge(a, b *registry.Entry) bool {
-	return a.SPIFFEID == b.SPIFFEID && a.ParentID == b.ParentID && (!a.IsAlias() || a.Selectors.Equal(b.Selectors))
+func sameEdge(a, b *registry.Packed) bool {
+	return a.SameEdge(b) && (!a.IsAlias() || a.Selectors().Equal(b.Selectors()))
 }
 
-func (t *tables) add(rec *recorder, e *registry.Entry) {
+func (t *tables) add(rec *recorder, e *registry.Packed) {
 	gr := newGrant(e)
 	t.insert(gr)
 	rec.moved(gr)
@@ -196,8 +196,8 @@ func (t *tables) cut(rec *recorder, gr *grant) {
 // moved forgets lists of agents that go through the grant's edge: those of its
 // SPIFFE ID, if somebody asked for them or can have passed by.
 func (r *recorder) moved(gr *grant) {
-	id := gr.entry.SPIFFEID.String()
-	if _, asked := r.open[id]; asked || r.families[id] != nil {
+	path := gr.path()
+	if _, asked := r.open[path]; asked || r.families[path] != nil {
 		clear(r.open)
 	}
 }

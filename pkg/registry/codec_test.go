@@ -133,7 +133,7 @@ func TestS15_EntryRoundTrips(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := newDecoder().entry(store.KV{Key: entryKey(want.ID), Value: value, ModRevision: want.ModRevision})
+		got, err := decodeEntry(store.KV{Key: entryKey(want.ID), Value: value, ModRevision: want.ModRevision})
 		if diff := cmp.Diff(want, got, comparing); err != nil || diff != "" {
 			t.Errorf("store (-want +got): %v\n%s", err, diff)
 		}
@@ -153,7 +153,7 @@ func TestS15_EntryRoundTrips(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := newDecoder().entry(store.KV{Key: entryKey(bare.ID), Value: value})
+	got, err := decodeEntry(store.KV{Key: entryKey(bare.ID), Value: value})
 	if err != nil || got.Attributes != nil || bare.ToWire().GetAdditionalAttributes() != nil {
 		t.Errorf("an entry without attributes: got %+v, %v", got.Attributes, err)
 	}
@@ -263,7 +263,7 @@ func TestDecodeTruncated(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range value {
-		e, err := newDecoder().entry(store.KV{Key: "e/x", Value: value[:n]})
+		e, err := decodeEntry(store.KV{Key: "e/x", Value: value[:n]})
 		if (e == nil) == (err == nil) {
 			t.Fatalf("first %d bytes: got %v, %v", n, e, err)
 		}
@@ -300,7 +300,7 @@ func TestDecodeRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := newDecoder().entry(store.KV{Key: "e/the-id", Value: value})
+		e, err := decodeEntry(store.KV{Key: "e/the-id", Value: value})
 		if e != nil || err == nil || !strings.Contains(err.Error(), "the-id") || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: want an error naming the entry, got %v, %v", name, e, err)
 		}
@@ -343,7 +343,7 @@ func FuzzDecodeEntry(f *testing.F) {
 	f.Add(protowire.AppendTag(nil, 3, protowire.StartGroupType))
 	f.Add(bytes.Repeat(value, 2))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		e, err := newDecoder().entry(store.KV{Key: "e/x", Value: value})
+		e, err := decodeEntry(store.KV{Key: "e/x", Value: value})
 		if err != nil {
 			return
 		}
@@ -370,16 +370,16 @@ func FuzzDecodeEntry(f *testing.F) {
 	})
 }
 
-func BenchmarkDecodeEntry(b *testing.B) {
+func BenchmarkPackEntry(b *testing.B) {
 	e := newEntry("/spire/agent/x/1", "/ns/default/sa/web", "k8s:ns:default", "k8s:sa:web")
 	value, err := encodeEntry(e)
 	if err != nil {
 		b.Fatal(err)
 	}
-	d := newDecoder()
+	var p packer
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := d.entry(store.KV{Key: "e/0197a5e0-0000-7000-8000-000000000000", Value: value}); err != nil {
+		if _, err := p.entry(store.KV{Key: "e/0197a5e0-0000-7000-8000-000000000000", Value: value}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ type Commit struct {
 // EntryChange carries the entry as it is now, or nil when it was removed.
 type EntryChange struct {
 	ID  string
-	Now *Entry
+	Now *Packed
 }
 
 // AgentChange carries the agent as it is now, or nil when it was removed.

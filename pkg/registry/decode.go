@@ -14,27 +14,27 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// decoder turns entry records into entries without the generated message in
-// between: a server with a large store is waiting for it to start. Texts that
-// repeat from entry to entry (parents, selectors, trust domains) are kept once.
-// A decoder is used by one goroutine.
-type decoder struct {
-	texts   map[string]string
-	parents map[string]spiffeid.ID
-	domains map[string]spiffeid.TrustDomain
-
-	selectors []attest.Selector // scratch
+// decodeEntry turns a record into an entry without the generated message in
+// between: a server with a large store is waiting for it to start. It gives an
+// error for anything but a whole entry: no half of one is ever returned.
+func decodeEntry(kv store.KV) (*Entry, error) {
+	e := &Entry{}
+	if err := readEntry(e, kv); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
-// maxInterned bounds what a decoder remembers; beyond, it starts anew.
-const maxInterned = 1 << 16
+// packer turns records into packed entries. It is used by one goroutine.
+type packer struct{ scratch Entry }
 
-func newDecoder() *decoder {
-	return &decoder{
-		texts:   make(map[string]string),
-		parents: make(map[string]spiffeid.ID),
-		domains: make(map[string]spiffeid.TrustDomain),
+func (p *packer) entry(kv store.KV) (*Packed, error) {
+	e := &p.scratch
+	*e = Entry{Selectors: e.Selectors[:0], FederatesWith: e.FederatesWith[:0], DNSNames: e.DNSNames[:0]}
+	if err := readEntry(e, kv); err != nil {
+		return nil, err
 	}
+	return e.Pack(), nil
 }
 
 // Field numbers of record.v1.Entry.
@@ -60,18 +60,35 @@ const (
 
 var errTruncated = errors.New("record is truncated or not an entry")
 
-// entry decodes one record of the table of entries. It gives an error for
-// anything but a whole entry: no half of one is ever returned.
-func (d *decoder) entry(kv store.KV) (*Entry, error) {
-	id := strings.TrimPrefix(kv.Key, tableEntry)
-	e := &Entry{ID: id, ModRevision: kv.ModRevision}
-	var attributes Attributes
-	has := false
-	d.selectors = d.selectors[:0]
-	for b := kv.Value; len(b) > 0; {
+// readEntry fills in e, which has nothing but room in its lists.
+func readEntry(e *Entry, kv store.KV) error {
+	e.ID, e.ModRevision = strings.TrimPrefix(kv.Key, tableEntry), kv.ModRevision
+	r := reader{entry: e, value: string(kv.Value)}
+	err := r.fields(kv.Value)
+	if err == nil {
+		err = r.finish()
+	}
+	if err != nil {
+		return fmt.Errorf("decoding entry %q: %w", e.ID, err)
+	}
+	return nil
+}
+
+// reader is the record of one entry being read. The texts of the entry are
+// parts of value.
+type reader struct {
+	entry      *Entry
+	value      string
+	attributes Attributes
+	has        bool // There are attributes.
+}
+
+// fields reads b, the bytes of r.value.
+func (r *reader) fields(b []byte) error {
+	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return nil, fmt.Errorf("decoding entry %q: %w", id, errTruncated)
+			return errTruncated
 		}
 		b = b[n:]
 		var err error
@@ -79,12 +96,12 @@ func (d *decoder) entry(kv store.KV) (*Entry, error) {
 		case protowire.VarintType:
 			var v uint64
 			if v, n = protowire.ConsumeVarint(b); n >= 0 {
-				has = d.number(e, &attributes, num, v) || has
+				r.number(num, v)
 			}
 		case protowire.BytesType:
 			var v []byte
 			if v, n = protowire.ConsumeBytes(b); n >= 0 {
-				err = d.text(e, num, v)
+				err = r.text(num, v, part(r.value, len(b)-n, len(v)))
 			}
 		default:
 			n = protowire.ConsumeFieldValue(num, typ, b)
@@ -93,40 +110,35 @@ func (d *decoder) entry(kv store.KV) (*Entry, error) {
 			err = errTruncated
 		}
 		if err != nil {
-			return nil, fmt.Errorf("decoding entry %q: %w", id, err)
+			return err
 		}
 		b = b[n:]
 	}
-	if has {
-		e.Attributes = &attributes
-	}
-	if err := d.finish(e); err != nil {
-		return nil, fmt.Errorf("decoding entry %q: %w", id, err)
-	}
-	return e, nil
+	return nil
 }
 
 // finish checks that nothing an entry must have is missing.
-func (d *decoder) finish(e *Entry) error {
+func (r *reader) finish() error {
+	e := r.entry
 	switch {
 	case e.SPIFFEID.IsZero():
 		return errors.New("spiffe_id is missing")
 	case e.ParentID.IsZero():
 		return errors.New("parent_id is missing")
-	case len(d.selectors) == 0:
+	case len(e.Selectors) == 0:
 		return errors.New("selectors are missing")
 	}
-	if isSet(d.selectors) {
-		e.Selectors = append(make(attest.Selectors, 0, len(d.selectors)), d.selectors...)
-	} else {
-		e.Selectors = attest.NewSelectors(d.selectors...)
+	if !isSet(e.Selectors) {
+		e.Selectors = attest.NewSelectors(e.Selectors...)
+	}
+	if r.has {
+		e.Attributes = &r.attributes
 	}
 	return nil
 }
 
-// number sets a numeric field. It says whether the field was the one that
-// tells that there are attributes.
-func (d *decoder) number(e *Entry, a *Attributes, num protowire.Number, v uint64) bool {
+func (r *reader) number(num protowire.Number, v uint64) {
+	e := r.entry
 	switch num {
 	case fieldX509SVIDTTL:
 		e.X509SVIDTTL = time.Duration(int32(v)) * time.Second
@@ -145,41 +157,46 @@ func (d *decoder) number(e *Entry, a *Attributes, num protowire.Number, v uint64
 	case fieldCreatedAt:
 		e.CreatedAt = timeOf(int64(v))
 	case fieldHasAttributes:
-		return v != 0
+		r.has = v != 0
 	case fieldDisablePrefetch:
-		a.DisableX509SVIDPrefetch = v != 0
+		r.attributes.DisableX509SVIDPrefetch = v != 0
 	case fieldIncludeJTI:
-		a.JWTSVIDIncludeJTI = v != 0
+		r.attributes.JWTSVIDIncludeJTI = v != 0
 	}
-	return false
 }
 
-func (d *decoder) text(e *Entry, num protowire.Number, v []byte) (err error) {
+// part is n bytes of s that end where so many bytes are left.
+func part(s string, left, n int) string { return s[len(s)-left-n : len(s)-left] }
+
+// text sets a field that is text or a message, given as bytes and as a part of
+// the record's value.
+func (r *reader) text(num protowire.Number, b []byte, v string) (err error) {
+	e := r.entry
 	switch num {
 	case fieldSPIFFEID:
-		e.SPIFFEID, err = spiffeid.FromString(string(v))
+		e.SPIFFEID, err = spiffeid.FromString(v)
 	case fieldParentID:
-		e.ParentID, err = d.parent(v)
+		e.ParentID, err = spiffeid.FromString(v)
 	case fieldSelectors:
-		return d.selector(v)
+		return r.selector(b, v)
 	case fieldFederatesWith:
 		var td spiffeid.TrustDomain
-		td, err = d.domain(v)
+		td, err = spiffeid.TrustDomainFromString(v)
 		e.FederatesWith = append(e.FederatesWith, td)
 	case fieldDNSNames:
-		e.DNSNames = append(e.DNSNames, string(v))
+		e.DNSNames = append(e.DNSNames, v)
 	case fieldHint:
-		e.Hint = d.intern(v)
+		e.Hint = v
 	default:
 		return nil
 	}
-	if err == nil && !utf8.Valid(v) {
+	if err == nil && !utf8.ValidString(v) {
 		err = errors.New("text is not UTF-8")
 	}
 	return err
 }
 
-func (d *decoder) selector(b []byte) error {
+func (r *reader) selector(b []byte, m string) error {
 	var s attest.Selector
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
@@ -195,9 +212,9 @@ func (d *decoder) selector(b []byte) error {
 			switch {
 			case n < 0:
 			case num == 1:
-				s.Type = d.intern(v)
+				s.Type = part(m, len(b)-n, len(v))
 			case num == 2:
-				s.Value = d.intern(v)
+				s.Value = part(m, len(b)-n, len(v))
 			}
 		}
 		if n < 0 {
@@ -208,49 +225,6 @@ func (d *decoder) selector(b []byte) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	d.selectors = append(d.selectors, s)
+	r.entry.Selectors = append(r.entry.Selectors, s)
 	return nil
-}
-
-// intern returns b as a string, the same one for the same text.
-func (d *decoder) intern(b []byte) string {
-	if s, ok := d.texts[string(b)]; ok {
-		return s
-	}
-	if len(d.texts) >= maxInterned {
-		clear(d.texts)
-	}
-	s := string(b)
-	d.texts[s] = s
-	return s
-}
-
-func (d *decoder) parent(b []byte) (spiffeid.ID, error) {
-	if id, ok := d.parents[string(b)]; ok {
-		return id, nil
-	}
-	id, err := spiffeid.FromString(string(b))
-	if err != nil {
-		return spiffeid.ID{}, err
-	}
-	if len(d.parents) >= maxInterned {
-		clear(d.parents)
-	}
-	d.parents[id.String()] = id
-	return id, nil
-}
-
-func (d *decoder) domain(b []byte) (spiffeid.TrustDomain, error) {
-	if td, ok := d.domains[string(b)]; ok {
-		return td, nil
-	}
-	td, err := spiffeid.TrustDomainFromString(string(b))
-	if err != nil {
-		return spiffeid.TrustDomain{}, err
-	}
-	if len(d.domains) >= maxInterned {
-		clear(d.domains)
-	}
-	d.domains[td.Name()] = td
-	return td, nil
 }

@@ -227,7 +227,7 @@ func loadEntry(tx store.Tx, id string) (*Entry, error) {
 	if !found {
 		return nil, fmt.Errorf("entry %q: %w", id, ErrNotFound)
 	}
-	return newDecoder().entry(kv)
+	return decodeEntry(kv)
 }
 
 // UpdateEntries changes entries and answers for each, in order. The rules of

@@ -47,7 +47,7 @@ func watchFederation(t testing.TB, r *Registry) (seen *atomic.Uint64) {
 		err := r.Follow(ctx, func(c *Commit) error {
 			for _, ch := range c.Entries {
 				if delete(entries, ch.ID); ch.Now != nil {
-					entries[ch.ID] = ch.Now
+					entries[ch.ID] = ch.Now.Entry()
 				}
 			}
 			for _, ch := range c.Bundles {

@@ -40,20 +40,52 @@ type EntryFilter struct {
 	Downstream         *bool
 }
 
-func (f *EntryFilter) matches(e *Entry) bool {
+// matcher holds entries against a filter that was normalized.
+type matcher struct {
+	filter *EntryFilter
+	// scratch
+	selectors attest.Selectors
+	domains   []spiffeid.TrustDomain
+}
+
+func (m *matcher) matches(p *Packed) bool {
+	f := m.filter
 	switch {
-	case !f.SPIFFEID.IsZero() && e.SPIFFEID != f.SPIFFEID,
-		!f.ParentID.IsZero() && e.ParentID != f.ParentID,
-		f.Hint != nil && e.Hint != *f.Hint,
-		f.Downstream != nil && e.Downstream != *f.Downstream:
+	case !f.SPIFFEID.IsZero() && !sameID(f.SPIFFEID)(p.SPIFFEID()),
+		!f.ParentID.IsZero() && !sameID(f.ParentID)(p.ParentID()):
 		return false
-	case len(f.Selectors) > 0 && !matchSets(f.SelectorMatch, e.Selectors, f.Selectors, attest.Selector.Compare):
-		return false
-	case len(f.FederatesWith) > 0 &&
-		!matchSets(f.FederatesWithMatch, e.FederatesWith, f.FederatesWith, spiffeid.TrustDomain.Compare):
+	case f.Hint == nil && f.Downstream == nil && len(f.Selectors) == 0 && len(f.FederatesWith) == 0:
+		return true
+	}
+	m.selectors, m.domains = m.selectors[:0], m.domains[:0]
+	hint, downstream := "", false
+	for x := range p.fields() {
+		switch x.num {
+		case wireSelectors:
+			m.selectors = append(m.selectors, x.selector())
+		case wireFederatesWith:
+			m.domains = append(m.domains, domainFrom(x.text))
+		case wireHint:
+			hint = x.text
+		case wireDownstream:
+			downstream = true
+		}
+	}
+	switch {
+	case f.Hint != nil && hint != *f.Hint,
+		f.Downstream != nil && downstream != *f.Downstream,
+		len(f.Selectors) > 0 && !matchSets(f.SelectorMatch, m.selectors, f.Selectors, attest.Selector.Compare):
 		return false
 	}
-	return true
+	return len(f.FederatesWith) == 0 ||
+		matchSets(f.FederatesWithMatch, m.domains, f.FederatesWith, spiffeid.TrustDomain.Compare)
+}
+
+// sameID says whether a trust domain's name and a path are those of a SPIFFE ID.
+func sameID(id spiffeid.ID) func(trustDomain, path string) bool {
+	return func(trustDomain, path string) bool {
+		return path == id.Path() && trustDomain == id.TrustDomain().Name()
+	}
 }
 
 // normalized makes sets of the filter's lists.

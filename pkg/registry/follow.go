@@ -89,7 +89,7 @@ func (r *Registry) readAll(ctx context.Context, tx store.Tx, c *Commit) error {
 	c.Entries = make([]EntryChange, 0, n)
 	for _, b := range blocks {
 		for _, e := range b.out {
-			c.Entries = append(c.Entries, EntryChange{ID: e.ID, Now: e})
+			c.Entries = append(c.Entries, EntryChange{ID: e.ID(), Now: e})
 		}
 	}
 	return nil
@@ -98,7 +98,7 @@ func (r *Registry) readAll(ctx context.Context, tx store.Tx, c *Commit) error {
 // block is a run of neighbouring records.
 type block struct {
 	in  []store.KV
-	out []*Entry
+	out []*Packed
 }
 
 const blockSize = 1024
@@ -152,11 +152,11 @@ func scanBlocks(ctx context.Context, tx store.Tx, work chan<- *block) ([]*block,
 }
 
 func decodeBlocks(work <-chan *block) error {
-	d := newDecoder()
+	var p packer
 	for b := range work {
-		b.out = make([]*Entry, len(b.in))
+		b.out = make([]*Packed, len(b.in))
 		for i, kv := range b.in {
-			e, err := d.entry(kv)
+			e, err := p.entry(kv)
 			if err != nil {
 				return err
 			}
@@ -169,14 +169,14 @@ func decodeBlocks(work <-chan *block) error {
 
 // tail applies what the store commits after a revision.
 func (r *Registry) tail(ctx context.Context, after store.Revision, apply func(*Commit) error) error {
-	d := newDecoder()
+	p := &packer{}
 	for batch, err := range r.store.Watch(ctx, "", after) {
 		if err != nil {
 			return err
 		}
 		c := &Commit{StoreID: r.store.Info().ID, Revision: batch.Revision}
 		for _, ev := range batch.Events {
-			if err := r.decodeEvent(d, c, ev); err != nil {
+			if err := r.decodeEvent(p, c, ev); err != nil {
 				return err
 			}
 		}
@@ -188,13 +188,13 @@ func (r *Registry) tail(ctx context.Context, after store.Revision, apply func(*C
 }
 
 // decodeEvent adds to c what one key's change means.
-func (r *Registry) decodeEvent(d *decoder, c *Commit, ev store.Event) error {
+func (r *Registry) decodeEvent(p *packer, c *Commit, ev store.Event) error {
 	kv := store.KV{Key: ev.Key, Value: ev.Value, ModRevision: c.Revision}
 	switch {
 	case strings.HasPrefix(ev.Key, tableEntry):
 		change := EntryChange{ID: strings.TrimPrefix(ev.Key, tableEntry)}
 		if !ev.Deleted() {
-			e, err := d.entry(kv)
+			e, err := p.entry(kv)
 			if err != nil {
 				return err
 			}

@@ -28,7 +28,7 @@ func tablesOf(t testing.TB, s store.Store) (entries map[string]*Entry, agents ma
 			}
 			switch kv.Key[:2] {
 			case tableEntry:
-				if entries[kv.Key[2:]], err = newDecoder().entry(kv); err != nil {
+				if entries[kv.Key[2:]], err = decodeEntry(kv); err != nil {
 					return err
 				}
 			case tableAgent:
@@ -205,7 +205,7 @@ func TestFollowOrder(t *testing.T) {
 					mustCreate(t, r, newEntry("/p", "/"+uuid.NewString()))
 				}
 			}()
-		case c.Reset || c.Revision != last+1 || len(c.Entries) != 1 || c.Entries[0].Now.ModRevision != c.Revision:
+		case c.Reset || c.Revision != last+1 || len(c.Entries) != 1 || c.Entries[0].Now.ModRevision() != c.Revision:
 			t.Errorf("after %d: %+v", last, c)
 		}
 		last = c.Revision

@@ -25,7 +25,7 @@ type Index struct {
 	storeID  string
 	revision store.Revision
 	loaded   bool
-	entries  *btree.BTreeG[*Entry]      // by ID
+	entries  *btree.BTreeG[*Packed]     // by ID
 	order    *orders                    // nil until a filter asks for it
 	pending  *pending                   // while order is being made
 	agents   map[string]*Agent          // by SPIFFE ID
@@ -41,7 +41,7 @@ type Index struct {
 
 // view is an immutable copy of the ordered tables.
 type view struct {
-	entries *btree.BTreeG[*Entry]
+	entries *btree.BTreeG[*Packed]
 	order   *orders
 	agents  *btree.BTreeG[*Agent]
 }
@@ -67,7 +67,7 @@ func (ix *Index) clear() {
 	ix.order, ix.pending = nil, nil
 }
 
-func lessEntry(a, b *Entry) bool { return a.ID < b.ID }
+func lessEntry(a, b *Packed) bool { return a.ID() < b.ID() }
 
 func lessAgent(a, b *Agent) bool { return a.ID.String() < b.ID.String() }
 
@@ -102,10 +102,10 @@ func (ix *Index) Apply(c *Commit) {
 }
 
 func (ix *Index) applyEntry(ch EntryChange, inOrder bool) {
-	var old *Entry
+	var old *Packed
 	switch {
 	case ch.Now == nil:
-		old, _ = ix.entries.Delete(&Entry{ID: ch.ID})
+		old, _ = ix.entries.Delete(packID(ch.ID))
 	case inOrder:
 		old, _ = ix.entries.Load(ch.Now)
 	default:
@@ -170,11 +170,11 @@ func (ix *Index) WaitFor(ctx context.Context, rev store.Revision) error {
 func (ix *Index) Entry(id string, now time.Time) (*Entry, bool) {
 	ix.mu.RLock()
 	defer ix.mu.RUnlock()
-	e, ok := ix.entries.Get(&Entry{ID: id})
-	if !ok || e.Expired(now) {
+	p, ok := ix.entries.Get(packID(id))
+	if !ok || p.Expired(now) {
 		return nil, false
 	}
-	return e, true
+	return p.Entry(), true
 }
 
 // Agent returns the agent with the ID, banned ones included.
@@ -208,18 +208,27 @@ func (ix *Index) snapshot() *view {
 // after, or "" when there are no more. A limit that is not between 1 and MaxPage
 // means MaxPage: memory follows what is found, never what was asked for.
 func (ix *Index) ListEntries(f EntryFilter, after string, limit int, now time.Time) (list []*Entry, next string) {
+	packed, next := ix.ListPacked(f, after, limit, now)
+	for _, p := range packed {
+		list = append(list, p.Entry())
+	}
+	return list, next
+}
+
+// ListPacked is ListEntries for those who send entries on as they are.
+func (ix *Index) ListPacked(f EntryFilter, after string, limit int, now time.Time) (list []*Packed, next string) {
 	limit = clampPage(limit)
-	ix.scan(f, after, now, func(e *Entry) bool {
-		list = append(list, e)
+	ix.scan(f, after, now, func(p *Packed) bool {
+		list = append(list, p)
 		return len(list) <= limit
 	})
-	return page(list, limit, func(e *Entry) string { return e.ID })
+	return page(list, limit, (*Packed).ID)
 }
 
 // CountEntries counts what the filter selects.
 func (ix *Index) CountEntries(f EntryFilter, now time.Time) int {
 	n := 0
-	ix.scan(f, "", now, func(*Entry) bool {
+	ix.scan(f, "", now, func(*Packed) bool {
 		n++
 		return true
 	})
@@ -228,17 +237,18 @@ func (ix *Index) CountEntries(f EntryFilter, now time.Time) int {
 
 // scan visits what the filter selects, in order of ID, until visit returns
 // false.
-func (ix *Index) scan(f EntryFilter, after string, now time.Time, visit func(*Entry) bool) {
+func (ix *Index) scan(f EntryFilter, after string, now time.Time, visit func(*Packed) bool) {
 	f = f.normalized()
 	if f.indexed() {
 		ix.makeOrder()
 	}
 	next := ix.snapshot().candidates(&f, after)
-	for e := next(); e != nil; e = next() {
-		if e.ID <= after || e.Expired(now) || !f.matches(e) {
+	m := matcher{filter: &f}
+	for p := next(); p != nil; p = next() {
+		if p.ID() <= after || p.Expired(now) || !m.matches(p) {
 			continue
 		}
-		if !visit(e) {
+		if !visit(p) {
 			return
 		}
 	}

@@ -16,64 +16,72 @@ import (
 // a seek and a walk. They are made when the first filter comes, because a server
 // that starts has better things to do.
 type orders struct {
-	bySPIFFEID *btree.BTreeG[*Entry]
-	byParent   *btree.BTreeG[*Entry]
-	byHint     *btree.BTreeG[*Entry] // entries with a hint
-	downstream *btree.BTreeG[*Entry] // downstream entries, by ID
-	bySelector *btree.BTreeG[selectorEntry]
-	byDomain   *btree.BTreeG[domainEntry]
+	bySPIFFEID *btree.BTreeG[*Packed]
+	byParent   *btree.BTreeG[*Packed]
+	byHint     *btree.BTreeG[*Packed] // entries with a hint
+	downstream *btree.BTreeG[*Packed] // downstream entries, by ID
+	bySelector *btree.BTreeG[partOf]
+	byDomain   *btree.BTreeG[partOf]
 }
 
-// selectorEntry is an entry under one of its selectors.
-type selectorEntry struct {
-	selector *attest.Selector
-	entry    *Entry
+// partOf is an entry under one of its selectors, or of the trust domains it
+// federates with, which begins at a place of its wire form.
+type partOf struct {
+	entry *Packed
+	at    uint32
 }
 
-// domainEntry is an entry under a trust domain it federates with.
-type domainEntry struct {
-	domain spiffeid.TrustDomain
-	entry  *Entry
+// text is the encoded selector, or the name of the trust domain.
+func (x partOf) text() string {
+	text, _ := cutText(x.entry.wire[x.at:])
+	return text
 }
+
+func (x partOf) selector() attest.Selector { return selectorFrom(x.text()) }
 
 // The comparisons look at the IDs only when they must: sorting is nothing but
 // comparing.
 
-func compareSPIFFEID(a, b *Entry) int {
-	if c := strings.Compare(a.SPIFFEID.String(), b.SPIFFEID.String()); c != 0 {
+func compareSPIFFEID(a, b *Packed) int {
+	x, _, _ := a.names()
+	y, _, _ := b.names()
+	if c := strings.Compare(x, y); c != 0 {
 		return c
 	}
 	return compareID(a, b)
 }
 
-func compareParent(a, b *Entry) int {
-	if c := strings.Compare(a.ParentID.String(), b.ParentID.String()); c != 0 {
+func compareParent(a, b *Packed) int {
+	_, x, _ := a.names()
+	_, y, _ := b.names()
+	if c := strings.Compare(x, y); c != 0 {
 		return c
 	}
 	return compareID(a, b)
 }
 
-func compareHint(a, b *Entry) int {
-	if c := strings.Compare(a.Hint, b.Hint); c != 0 {
+func compareHint(a, b *Packed) int {
+	if c := strings.Compare(a.hint(), b.hint()); c != 0 {
 		return c
 	}
 	return compareID(a, b)
 }
 
-func compareID(a, b *Entry) int { return strings.Compare(a.ID, b.ID) }
+func compareID(a, b *Packed) int { return strings.Compare(a.ID(), b.ID()) }
 
-func compareSelector(a, b selectorEntry) int {
-	if c := strings.Compare(a.selector.Value, b.selector.Value); c != 0 {
+func compareSelector(a, b partOf) int {
+	x, y := a.selector(), b.selector()
+	if c := strings.Compare(x.Value, y.Value); c != 0 {
 		return c
 	}
-	if c := strings.Compare(a.selector.Type, b.selector.Type); c != 0 {
+	if c := strings.Compare(x.Type, y.Type); c != 0 {
 		return c
 	}
 	return compareID(a.entry, b.entry)
 }
 
-func compareDomain(a, b domainEntry) int {
-	if c := a.domain.Compare(b.domain); c != 0 {
+func compareDomain(a, b partOf) int {
+	if c := strings.Compare(a.text(), b.text()); c != 0 {
 		return c
 	}
 	return compareID(a.entry, b.entry)
@@ -89,23 +97,19 @@ func build[T any](items []T, compare func(a, b T) int) *btree.BTreeG[T] {
 	return t
 }
 
-func newOrders(entries []*Entry) *orders {
-	var hinted, downstream []*Entry
-	var selectors []selectorEntry
-	var domains []domainEntry
-	for _, e := range entries {
-		if e.Hint != "" {
-			hinted = append(hinted, e)
+func newOrders(entries []*Packed) *orders {
+	var hinted, downstream []*Packed
+	var selectors, domains []partOf
+	for _, p := range entries {
+		parts := p.parts()
+		if parts.hint {
+			hinted = append(hinted, p)
 		}
-		if e.Downstream {
-			downstream = append(downstream, e)
+		if parts.downstream {
+			downstream = append(downstream, p)
 		}
-		for i := range e.Selectors {
-			selectors = append(selectors, selectorEntry{&e.Selectors[i], e})
-		}
-		for _, td := range e.FederatesWith {
-			domains = append(domains, domainEntry{td, e})
-		}
+		selectors = append(selectors, parts.selectors...)
+		domains = append(domains, parts.domains...)
 	}
 	o := &orders{}
 	var wg sync.WaitGroup
@@ -134,44 +138,78 @@ func (o *orders) copy() *orders {
 	}
 }
 
+// parts are what an entry is found by.
+type parts struct {
+	hint, downstream   bool
+	selectors, domains []partOf
+}
+
+func (p *Packed) parts() (out parts) {
+	for f := range p.fields() {
+		switch f.num {
+		case wireHint:
+			out.hint = true
+		case wireDownstream:
+			out.downstream = true
+		case wireSelectors:
+			out.selectors = append(out.selectors, partOf{p, f.at})
+		case wireFederatesWith:
+			out.domains = append(out.domains, partOf{p, f.at})
+		}
+	}
+	return out
+}
+
+// hint of the entry, or "".
+func (p *Packed) hint() string {
+	for f := range p.fields() {
+		if f.num == wireHint {
+			return f.text
+		}
+	}
+	return ""
+}
+
 // replace takes one version of an entry out and puts another in; either may be
 // nil.
-func (o *orders) replace(old, now *Entry) {
+func (o *orders) replace(old, now *Packed) {
 	if old != nil {
+		parts := old.parts()
 		o.bySPIFFEID.Delete(old)
 		o.byParent.Delete(old)
 		o.byHint.Delete(old)
 		o.downstream.Delete(old)
-		for i := range old.Selectors {
-			o.bySelector.Delete(selectorEntry{&old.Selectors[i], old})
+		for _, x := range parts.selectors {
+			o.bySelector.Delete(x)
 		}
-		for _, td := range old.FederatesWith {
-			o.byDomain.Delete(domainEntry{td, old})
+		for _, x := range parts.domains {
+			o.byDomain.Delete(x)
 		}
 	}
 	if now == nil {
 		return
 	}
+	parts := now.parts()
 	o.bySPIFFEID.Set(now)
 	o.byParent.Set(now)
-	if now.Hint != "" {
+	if parts.hint {
 		o.byHint.Set(now)
 	}
-	if now.Downstream {
+	if parts.downstream {
 		o.downstream.Set(now)
 	}
-	for i := range now.Selectors {
-		o.bySelector.Set(selectorEntry{&now.Selectors[i], now})
+	for _, x := range parts.selectors {
+		o.bySelector.Set(x)
 	}
-	for _, td := range now.FederatesWith {
-		o.byDomain.Set(domainEntry{td, now})
+	for _, x := range parts.domains {
+		o.byDomain.Set(x)
 	}
 }
 
 // pending collects what was committed while orders are made of a copy.
 type pending struct{ changes []change }
 
-type change struct{ old, now *Entry }
+type change struct{ old, now *Packed }
 
 // makeOrder makes the orders, if they are not there, without holding up
 // commits: from a copy, to which what came meanwhile is added in the end.
@@ -209,14 +247,14 @@ func (ix *Index) tryOrder() bool {
 }
 
 // cursor returns the next entry, or nil at the end.
-type cursor func() *Entry
+type cursor func() *Packed
 
 // walk starts at the first item not less than pivot; entry gives nil for an
 // item that is beyond what is looked for.
-func walk[T any](t *btree.BTreeG[T], pivot T, entry func(T) *Entry) cursor {
+func walk[T any](t *btree.BTreeG[T], pivot T, entry func(T) *Packed) cursor {
 	it := t.Iter()
 	ok := it.Seek(pivot)
-	return func() *Entry {
+	return func() *Packed {
 		if !ok {
 			return nil
 		}
@@ -241,7 +279,7 @@ func (f *EntryFilter) indexed() bool {
 // fewest.
 func (v *view) candidates(f *EntryFilter, after string) cursor {
 	all := func() cursor {
-		return walk(v.entries, &Entry{ID: after}, func(e *Entry) *Entry { return e })
+		return walk(v.entries, packID(after), func(p *Packed) *Packed { return p })
 	}
 	if v.order == nil {
 		return all()
@@ -260,31 +298,26 @@ func (v *view) candidates(f *EntryFilter, after string) cursor {
 // ways are the orders that the filter can be answered from.
 func (o *orders) ways(f *EntryFilter, after string) []func() cursor {
 	var out []func() cursor
-	if !f.SPIFFEID.IsZero() {
+	way := func(t *btree.BTreeG[*Packed], from *Entry, is func(*Packed) bool) {
+		from.ID = after
+		pivot := from.Pack()
 		out = append(out, func() cursor {
-			return walk(o.bySPIFFEID, &Entry{SPIFFEID: f.SPIFFEID, ID: after}, func(e *Entry) *Entry {
-				return only(e, e.SPIFFEID == f.SPIFFEID)
-			})
+			return walk(t, pivot, func(p *Packed) *Packed { return only(p, is(p)) })
 		})
+	}
+	if !f.SPIFFEID.IsZero() {
+		is := sameID(f.SPIFFEID)
+		way(o.bySPIFFEID, &Entry{SPIFFEID: f.SPIFFEID}, func(p *Packed) bool { return is(p.SPIFFEID()) })
 	}
 	if !f.ParentID.IsZero() {
-		out = append(out, func() cursor {
-			return walk(o.byParent, &Entry{ParentID: f.ParentID, ID: after}, func(e *Entry) *Entry {
-				return only(e, e.ParentID == f.ParentID)
-			})
-		})
+		is := sameID(f.ParentID)
+		way(o.byParent, &Entry{ParentID: f.ParentID}, func(p *Packed) bool { return is(p.ParentID()) })
 	}
 	if f.Hint != nil && *f.Hint != "" {
-		out = append(out, func() cursor {
-			return walk(o.byHint, &Entry{Hint: *f.Hint, ID: after}, func(e *Entry) *Entry {
-				return only(e, e.Hint == *f.Hint)
-			})
-		})
+		way(o.byHint, &Entry{Hint: *f.Hint}, func(p *Packed) bool { return p.hint() == *f.Hint })
 	}
 	if f.Downstream != nil && *f.Downstream {
-		out = append(out, func() cursor {
-			return walk(o.downstream, &Entry{ID: after}, func(e *Entry) *Entry { return e })
-		})
+		way(o.downstream, &Entry{}, func(*Packed) bool { return true })
 	}
 	out = append(out, setWays(f.SelectorMatch, f.Selectors, func(s attest.Selector) cursor {
 		return o.withSelector(s, after)
@@ -294,23 +327,21 @@ func (o *orders) ways(f *EntryFilter, after string) []func() cursor {
 	})...)
 }
 
-func only(e *Entry, is bool) *Entry {
+func only(p *Packed, is bool) *Packed {
 	if !is {
 		return nil
 	}
-	return e
+	return p
 }
 
 func (o *orders) withSelector(s attest.Selector, after string) cursor {
-	return walk(o.bySelector, selectorEntry{&s, &Entry{ID: after}}, func(x selectorEntry) *Entry {
-		return only(x.entry, *x.selector == s)
-	})
+	pivot := (&Entry{ID: after, Selectors: attest.Selectors{s}}).Pack().parts().selectors[0]
+	return walk(o.bySelector, pivot, func(x partOf) *Packed { return only(x.entry, x.selector() == s) })
 }
 
 func (o *orders) withDomain(td spiffeid.TrustDomain, after string) cursor {
-	return walk(o.byDomain, domainEntry{td, &Entry{ID: after}}, func(x domainEntry) *Entry {
-		return only(x.entry, x.domain == td)
-	})
+	pivot := (&Entry{ID: after, FederatesWith: []spiffeid.TrustDomain{td}}).Pack().parts().domains[0]
+	return walk(o.byDomain, pivot, func(x partOf) *Packed { return only(x.entry, x.text() == td.Name()) })
 }
 
 // maxMerge is up to how many members of a filter a union is walked; beyond, all
@@ -341,19 +372,19 @@ func setWays[T any](m Match, members []T, of func(T) cursor) []func() cursor {
 
 // union merges cursors, each in order of ID, into one without repeats.
 func union(cursors []cursor) cursor {
-	heads := make([]*Entry, len(cursors))
+	heads := make([]*Packed, len(cursors))
 	for i, c := range cursors {
 		heads[i] = c()
 	}
-	return func() *Entry {
-		var least *Entry
+	return func() *Packed {
+		var least *Packed
 		for _, h := range heads {
-			if h != nil && (least == nil || h.ID < least.ID) {
+			if h != nil && (least == nil || h.ID() < least.ID()) {
 				least = h
 			}
 		}
 		for i, h := range heads {
-			if least != nil && h != nil && h.ID == least.ID {
+			if least != nil && h != nil && h.ID() == least.ID() {
 				heads[i] = cursors[i]()
 			}
 		}

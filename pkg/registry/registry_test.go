@@ -114,7 +114,7 @@ func checkTables(t testing.TB, s store.Store) {
 		kv := store.KV{Key: key, Value: []byte(value)}
 		switch key[:2] {
 		case tableEntry:
-			e, err := newDecoder().entry(kv)
+			e, err := decodeEntry(kv)
 			if err != nil {
 				t.Errorf("%q: %v", key, err)
 				continue

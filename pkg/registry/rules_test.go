@@ -299,7 +299,7 @@ func FuzzEntryFromWire(f *testing.F) {
 		if err != nil {
 			return // Larger than is allowed.
 		}
-		got, err := newDecoder().entry(kvOf(e.ID, value))
+		got, err := decodeEntry(kvOf(e.ID, value))
 		if diff := cmp.Diff(e, got, comparing); err != nil || diff != "" {
 			t.Errorf("stored and read back (-want +got): %v\n%s", err, diff)
 		}

@@ -52,14 +52,14 @@ func (s *Service) ListEntries(ctx context.Context, req *entryv1.ListEntriesReque
 	if err := s.cfg.Fresh(ctx); err != nil {
 		return nil, err
 	}
-	l := list{mask: req.GetOutputMask(), want: int(req.GetPageSize()), last: req.GetPageToken()}
+	l := list{to: newAppender(listEntries, req.GetOutputMask()), want: int(req.GetPageSize()), last: req.GetPageToken()}
 	if l.want <= 0 {
 		l.want = math.MaxInt
 	}
 	now := time.Now()
 	resp := &entryv1.ListEntriesResponse{}
 	for more := true; more; {
-		page, next := s.cfg.Index.ListEntries(filter, l.last, min(l.want, registry.MaxPage), now)
+		page, next := s.cfg.Index.ListPacked(filter, l.last, min(l.want, registry.MaxPage), now)
 		cut := l.add(page)
 		if (cut || l.want == 0) && (cut || next != "") {
 			resp.NextPageToken = l.last
@@ -72,7 +72,7 @@ func (s *Service) ListEntries(ctx context.Context, req *entryv1.ListEntriesReque
 
 // list is a page of ListEntries being made.
 type list struct {
-	mask *types.EntryMask
+	to   *appender
 	want int    // entries still to be added
 	raw  []byte // encoded entries
 	last string // ID of the last one
@@ -80,18 +80,18 @@ type list struct {
 
 // add encodes entries and says whether the page was full before all of them
 // were in. One entry is always taken.
-func (l *list) add(entries []*registry.Entry) (cut bool) {
+func (l *list) add(entries []*registry.Packed) (cut bool) {
 	if l.raw == nil {
 		l.raw = make([]byte, 0, len(entries)*entryGuess)
 	}
 	for _, e := range entries {
 		before := len(l.raw)
-		l.raw = appendEntry(l.raw, listEntries, e, l.mask)
+		l.raw = l.to.append(l.raw, e)
 		if before > 0 && len(l.raw) > maxMessage {
 			l.raw = l.raw[:before]
 			return true
 		}
-		l.last = e.ID
+		l.last = e.ID()
 		l.want--
 	}
 	return false

@@ -36,9 +36,9 @@ const (
 // Entitlements says which entries an agent may have; entitle.Graph does.
 type Entitlements interface {
 	// Authorized are the entries the agent may have at now, in any order.
-	Authorized(agent spiffeid.ID, now time.Time) []*registry.Entry
+	Authorized(agent spiffeid.ID, now time.Time) []*registry.Packed
 	// Lookup is the entry, if the agent may have it at now.
-	Lookup(agent spiffeid.ID, entryID string, now time.Time) (*registry.Entry, bool)
+	Lookup(agent spiffeid.ID, entryID string, now time.Time) (*registry.Packed, bool)
 }
 
 // Config of a Service. All but Audit is required.

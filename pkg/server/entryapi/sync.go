@@ -26,8 +26,9 @@ func (s *Service) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuth
 		return nil, err
 	}
 	raw := make([]byte, 0, len(entries)*entryGuess)
+	to := newAppender(authorizedEntries, req.GetOutputMask())
 	for _, e := range entries {
-		raw = appendEntry(raw, authorizedEntries, e, req.GetOutputMask())
+		raw = to.append(raw, e)
 		if len(raw) > maxAuthorized {
 			return nil, rpcerr.New(codes.ResourceExhausted,
 				"the %d authorized entries do not fit into one message: use SyncAuthorizedEntries", len(entries))
@@ -39,7 +40,7 @@ func (s *Service) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuth
 }
 
 // authorized returns what the calling agent is entitled to now.
-func (s *Service) authorized(ctx context.Context) ([]*registry.Entry, error) {
+func (s *Service) authorized(ctx context.Context) ([]*registry.Packed, error) {
 	agent, err := callingAgent(ctx)
 	if err != nil {
 		return nil, err
@@ -112,13 +113,14 @@ func ended(err error) error {
 }
 
 // small encodes entries if they go into one message.
-func small(entries []*registry.Entry, mask *types.EntryMask) (raw []byte, ok bool) {
+func small(entries []*registry.Packed, mask *types.EntryMask) (raw []byte, ok bool) {
 	if len(entries) > syncPage {
 		return nil, false
 	}
 	raw = make([]byte, 0, len(entries)*entryGuess)
+	to := newAppender(syncEntries, mask)
 	for _, e := range entries {
-		raw = appendEntry(raw, syncEntries, e, mask)
+		raw = to.append(raw, e)
 		if len(raw) > maxMessage {
 			return nil, false
 		}
@@ -126,7 +128,7 @@ func small(entries []*registry.Entry, mask *types.EntryMask) (raw []byte, ok boo
 	return raw, true
 }
 
-func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, entries []*registry.Entry) error {
+func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, entries []*registry.Packed) error {
 	block := make([]entryv1.EntryRevision, syncPage)
 	for len(entries) > 0 {
 		page := entries[:min(len(entries), syncPage)]
@@ -136,7 +138,8 @@ func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, entries []*
 			More:           len(entries) > 0,
 		}
 		for i, e := range page {
-			block[i].Id, block[i].RevisionNumber, block[i].CreatedAt = e.ID, e.RevisionNumber, unix(e.CreatedAt)
+			block[i].Id = e.ID()
+			block[i].RevisionNumber, block[i].CreatedAt = e.Versions()
 			resp.EntryRevisions[i] = &block[i]
 		}
 		// The message is encoded before Send returns, so the block is free again.
@@ -150,7 +153,8 @@ func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, entries []*
 // sendEntries sends the entries with the IDs asked for that the agent may have.
 // The last message, which may hold nothing, says that there are no more.
 func (s *Service) sendEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer, agent spiffeid.ID, ids []string, mask *types.EntryMask) error {
-	var raw []byte
+	var raw, one []byte
+	to := newAppender(syncEntries, mask)
 	count := 0
 	send := func(more bool) error {
 		resp := &entryv1.SyncAuthorizedEntriesResponse{More: more}
@@ -165,7 +169,7 @@ func (s *Service) sendEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer, 
 		if !ok {
 			continue
 		}
-		one := appendEntry(nil, syncEntries, e, mask)
+		one = to.append(one[:0], e)
 		if count == syncPage || count > 0 && len(raw)+len(one) > maxMessage {
 			if err := send(true); err != nil {
 				return err

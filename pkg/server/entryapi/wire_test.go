@@ -75,8 +75,8 @@ func TestS15_MaskAndWireKeepEveryField(t *testing.T) {
 			if diff := cmp.Diff(want, show(e, mask), protocmp.Transform()); diff != "" {
 				t.Errorf("show (-want +got):\n%s", diff)
 			}
-			if diff := cmp.Diff(want, decodeOne(t, appendEntry(nil, listEntries, e, mask)), protocmp.Transform()); diff != "" {
-				t.Errorf("appendEntry (-want +got):\n%s", diff)
+			if diff := cmp.Diff(want, decodeOne(t, newAppender(listEntries, mask).append(nil, e.Pack())), protocmp.Transform()); diff != "" {
+				t.Errorf("append (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -110,7 +110,7 @@ func TestAppendEntrySizes(t *testing.T) {
 		e.Hint = strings.Repeat("h", n)
 		e.DNSNames, e.Attributes = nil, &registry.Attributes{}
 		e.ExpiresAt = time.Time{}
-		raw := appendEntry([]byte{}, listEntries, e, nil)
+		raw := newAppender(listEntries, nil).append([]byte{}, e.Pack())
 		if diff := cmp.Diff(e.ToWire(), decodeOne(t, raw), protocmp.Transform()); diff != "" {
 			t.Errorf("hint of %d bytes (-want +got):\n%s", n, diff)
 		}
@@ -118,18 +118,18 @@ func TestAppendEntrySizes(t *testing.T) {
 	// Every size of message from 0 to beyond two bytes of length.
 	for n := (1 << 14) - 300; n < (1<<14)+300; n++ {
 		e := &registry.Entry{ID: "x", SPIFFEID: full().SPIFFEID, ParentID: full().ParentID, Hint: strings.Repeat("h", n)}
-		if got := decodeOne(t, appendEntry(nil, listEntries, e, nil)); got.Hint != e.Hint || got.ParentId.GetPath() != "/parent" {
+		if got := decodeOne(t, newAppender(listEntries, nil).append(nil, e.Pack())); got.Hint != e.Hint || got.ParentId.GetPath() != "/parent" {
 			t.Fatalf("hint of %d bytes came back with %d", n, len(got.Hint))
 		}
 	}
 }
 
 func BenchmarkAppendEntry(b *testing.B) {
-	e := full()
+	e, to := full().Pack(), newAppender(listEntries, nil)
 	raw := make([]byte, 0, 1<<10)
 	b.ReportAllocs()
 	for b.Loop() {
-		raw = appendEntry(raw[:0], listEntries, e, nil)
+		raw = to.append(raw[:0], e)
 	}
 	b.SetBytes(int64(len(raw)))
 }
@@ -159,7 +159,7 @@ func FuzzEntryOnTheWire(f *testing.F) {
 		for i := range fields.Len() {
 			mask.ProtoReflect().Set(fields.Get(i), protoreflect.ValueOfBool(bits>>i&1 != 0))
 		}
-		if diff := cmp.Diff(show(e, mask), decodeOne(t, appendEntry(nil, listEntries, e, mask)), protocmp.Transform()); diff != "" {
+		if diff := cmp.Diff(show(e, mask), decodeOne(t, newAppender(listEntries, mask).append(nil, e.Pack())), protocmp.Transform()); diff != "" {
 			t.Errorf("(-message +bytes):\n%s", diff)
 		}
 	})

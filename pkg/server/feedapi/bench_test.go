@@ -102,14 +102,14 @@ func BenchmarkPublish(b *testing.B) {
 	all := attest.NewSelectors(attest.Selector{Type: "test", Value: "all"})
 	parent := spiffeid.RequireFromPath(domain, "/everywhere")
 	c := &registry.Commit{Reset: true, StoreID: "store", Revision: 1}
-	c.Entries = append(c.Entries, registry.EntryChange{ID: "alias", Now: &registry.Entry{
+	c.Entries = append(c.Entries, registry.EntryChange{ID: "alias", Now: (&registry.Entry{
 		ID: "alias", SPIFFEID: parent, ParentID: registry.ServerID(domain), Selectors: all,
-	}})
+	}).Pack()})
 	entry := func(i int) registry.EntryChange {
 		id := fmt.Sprint("e", i)
-		return registry.EntryChange{ID: id, Now: &registry.Entry{
+		return registry.EntryChange{ID: id, Now: (&registry.Entry{
 			ID: id, SPIFFEID: spiffeid.RequireFromPath(domain, "/"+id), ParentID: parent, Selectors: all,
-		}}
+		}).Pack()}
 	}
 	for i := range entries {
 		c.Entries = append(c.Entries, entry(i))

@@ -192,8 +192,8 @@ func wantOf(w *apitest.World, snap entitle.Snapshot) (entries, bundles map[strin
 	entries, bundles = map[string]uint64{}, map[string]uint64{}
 	domains := []spiffeid.TrustDomain{w.TrustDomain}
 	for _, e := range snap.Entries {
-		entries[e.ID] = uint64(e.ModRevision)
-		domains = append(domains, e.FederatesWith...)
+		entries[e.ID()] = uint64(e.ModRevision())
+		domains = append(domains, e.FederatesWith()...)
 	}
 	for _, td := range domains {
 		if b, ok := w.Index.Bundle(td); ok {

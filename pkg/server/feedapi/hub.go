@@ -62,7 +62,7 @@ type Hub struct {
 	revision atomic.Uint64
 	// federating has every entry that federates, as of the last commit. It is
 	// used by Publish alone.
-	federating map[string]*registry.Entry
+	federating map[string]*registry.Packed
 
 	// running has the goroutines that read from and write to streams; they
 	// end after their handler, which is why Stop waits for them.
@@ -116,7 +116,7 @@ func New(cfg Config) (*Hub, error) {
 		cfg:        cfg,
 		ready:      make(chan struct{}),
 		stopping:   make(chan struct{}),
-		federating: make(map[string]*registry.Entry),
+		federating: make(map[string]*registry.Packed),
 		streams:    make(map[spiffeid.ID]*stream),
 		moved:      make(chan struct{}),
 	}
@@ -219,7 +219,7 @@ func (h *Hub) snapshot(agent spiffeid.ID) entitle.Snapshot {
 }
 
 // lookup is snapshot for one entry.
-func (h *Hub) lookup(agent spiffeid.ID, entryID string) (*registry.Entry, bool) {
+func (h *Hub) lookup(agent spiffeid.ID, entryID string) (*registry.Packed, bool) {
 	return h.cfg.Graph.Lookup(agent, entryID, time.Time{})
 }
 

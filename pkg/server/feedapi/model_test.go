@@ -61,9 +61,11 @@ func newModel(t testing.TB) *model {
 func (m *model) apply(c *registry.Commit) (publish func()) {
 	m.revision++
 	c.StoreID, c.Revision = "store", m.revision
-	for _, ch := range c.Entries {
+	for i, ch := range c.Entries {
 		if ch.Now != nil {
-			ch.Now.ModRevision = m.revision
+			e := ch.Now.Entry()
+			e.ModRevision = m.revision
+			c.Entries[i].Now = e.Pack()
 		}
 	}
 	for _, ch := range c.Bundles {
@@ -84,7 +86,7 @@ func (m *model) entry(id string, federatesWith ...spiffeid.TrustDomain) registry
 		ID: id, SPIFFEID: spiffeid.RequireFromPath(domain, "/"+id), ParentID: m.agent, FederatesWith: federatesWith,
 		Selectors: attest.NewSelectors(attest.Selector{Type: "test", Value: "all"}),
 	}
-	return registry.EntryChange{ID: id, Now: e}
+	return registry.EntryChange{ID: id, Now: e.Pack()}
 }
 
 func (m *model) entriesNamed(prefix string, n int) []registry.EntryChange {
@@ -101,8 +103,8 @@ func (m *model) check(got *mirror) {
 	entries, bundles := map[string]uint64{}, map[string]uint64{}
 	domains := []spiffeid.TrustDomain{domain}
 	for _, e := range m.graph.Snapshot(m.agent, time.Time{}).Entries {
-		entries[e.ID] = uint64(e.ModRevision)
-		domains = append(domains, e.FederatesWith...)
+		entries[e.ID()] = uint64(e.ModRevision())
+		domains = append(domains, e.FederatesWith()...)
 	}
 	for _, td := range domains {
 		if b, ok := m.index.Bundle(td); ok {
@@ -282,24 +284,24 @@ func (m *model) random(rnd *rand.Rand) {
 			c.Entries = append(c.Entries, registry.EntryChange{ID: id})
 			continue
 		}
-		ch := m.entry(id)
+		now := m.entry(id).Now.Entry()
 		switch {
 		case before != nil && rnd.IntN(2) == 0:
-			*ch.Now = *before
+			*now = *before
 		case rnd.IntN(8) == 0:
-			ch.Now.FederatesWith = foreign[:1+rnd.IntN(2)]
+			now.FederatesWith = foreign[:1+rnd.IntN(2)]
 		}
 		if above := m.entries[fmt.Sprint("e", rnd.IntN(10))]; above != nil && rnd.IntN(3) == 0 {
-			ch.Now.ParentID = above.SPIFFEID
+			now.ParentID = above.SPIFFEID
 		}
 		if rnd.IntN(4) == 0 {
-			ch.Now.ParentID = spiffeid.RequireFromPathf(domain, "/other/%d", rnd.IntN(4))
+			now.ParentID = spiffeid.RequireFromPathf(domain, "/other/%d", rnd.IntN(4))
 		}
 		if rnd.IntN(6) == 0 {
-			ch.Now.SPIFFEID = spiffeid.RequireFromPathf(domain, "/other/%d", rnd.IntN(4))
+			now.SPIFFEID = spiffeid.RequireFromPathf(domain, "/other/%d", rnd.IntN(4))
 		}
-		m.entries[id] = ch.Now
-		c.Entries = append(c.Entries, ch)
+		m.entries[id] = now
+		c.Entries = append(c.Entries, registry.EntryChange{ID: id, Now: now.Pack()})
 	}
 	for _, td := range append(foreign, domain) {
 		if rnd.IntN(12) != 0 {

@@ -91,11 +91,12 @@ func (h *Hub) groupMark(entries []string, keepsFederation bool) func(*pending) {
 func (h *Hub) keepsFederation(c *registry.Commit) bool {
 	for _, change := range c.Entries {
 		before, now := h.federating[change.ID], change.Now
-		if before == nil || now == nil || now.IsAlias() || now.ParentID != before.ParentID || now.SPIFFEID != before.SPIFFEID {
+		if before == nil || now == nil || now.IsAlias() || !now.SameEdge(before) {
 			return false
 		}
-		for _, td := range before.FederatesWith {
-			if !slices.Contains(now.FederatesWith, td) {
+		with := now.FederatesWith()
+		for _, td := range before.FederatesWith() {
+			if !slices.Contains(with, td) {
 				return false
 			}
 		}
@@ -117,10 +118,10 @@ func (h *Hub) publishBundles(c *registry.Commit) {
 // remember keeps the entries that federate.
 func (h *Hub) remember(c *registry.Commit) {
 	if c.Reset {
-		h.federating = make(map[string]*registry.Entry)
+		h.federating = make(map[string]*registry.Packed)
 	}
 	for _, change := range c.Entries {
-		if change.Now == nil || len(change.Now.FederatesWith) == 0 {
+		if change.Now == nil || !change.Now.Federates() {
 			delete(h.federating, change.ID)
 			continue
 		}

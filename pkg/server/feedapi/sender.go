@@ -116,8 +116,8 @@ func (s *sender) entries(c *chunks, p pending) error {
 }
 
 // entry sends an entry, after the bundles that it is the first to need.
-func (s *sender) entry(c *chunks, e *registry.Entry) error {
-	for _, td := range e.FederatesWith {
+func (s *sender) entry(c *chunks, e *registry.Packed) error {
+	for _, td := range e.FederatesWith() {
 		if s.st.needing(td) {
 			continue
 		}
@@ -125,11 +125,7 @@ func (s *sender) entry(c *chunks, e *registry.Entry) error {
 			return err
 		}
 	}
-	raw, err := s.hub.wire.entry(e)
-	if err != nil {
-		return err
-	}
-	return c.encoded(raw)
+	return c.entry(e)
 }
 
 // resync sends whole buckets, and what is pending beside them, as of one
@@ -199,11 +195,12 @@ func (s *sender) snapshotEntries(c *chunks, snap entitle.Snapshot, buckets bucke
 	}
 	there := make(map[string]struct{}, len(entries))
 	for _, e := range snap.Entries {
-		_, named := entries[e.ID]
+		id := e.ID()
+		_, named := entries[id]
 		if named {
-			there[e.ID] = struct{}{}
+			there[id] = struct{}{}
 		}
-		if !named && !buckets.has(feedv1.Bucket(e.ID)) {
+		if !named && !buckets.has(feedv1.Bucket(id)) {
 			continue
 		}
 		if err := s.entry(c, e); err != nil {
@@ -259,7 +256,7 @@ func (s *sender) dropBundles(c *chunks, needed map[spiffeid.TrustDomain]struct{}
 func (s *sender) needed(snap entitle.Snapshot) map[spiffeid.TrustDomain]struct{} {
 	out := map[spiffeid.TrustDomain]struct{}{s.hub.cfg.TrustDomain: {}}
 	for _, e := range snap.Entries {
-		for _, td := range e.FederatesWith {
+		for _, td := range e.FederatesWith() {
 			out[td] = struct{}{}
 		}
 	}

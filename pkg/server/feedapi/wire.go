@@ -12,11 +12,14 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Field numbers of credence.feed.v1.Delta whose elements are encoded once and
-// shared by every stream.
+// Field numbers of credence.feed.v1.Delta whose elements are appended encoded,
+// and of EntryVersion.
 const (
 	fieldUpserts protowire.Number = 3
 	fieldBundles protowire.Number = 5
+
+	fieldEntry    protowire.Number = 1
+	fieldRevision protowire.Number = 2
 )
 
 // maxMessage bounds one Delta, in bytes; one entry or bundle that is larger on
@@ -26,28 +29,14 @@ const maxMessage = 1 << 20
 // wireCacheBytes bounds the wire forms that are kept, in bytes of their content.
 const wireCacheBytes = 16 << 20
 
-// wireCache keeps the encoded form of the entries and bundles sent last, so
-// that a change that reaches thousands of agents is encoded once. It has two
-// generations: when the young one is full it becomes the old one, and the old
-// one is forgotten.
+// wireCache keeps the encoded form of the bundles sent last, so that a change
+// that reaches thousands of agents is encoded once. It has two generations: when
+// the young one is full it becomes the old one, and the old one is forgotten.
 type wireCache struct {
 	mu    sync.Mutex
-	young map[any][]byte
-	old   map[any][]byte
+	young map[*registry.Bundle][]byte
+	old   map[*registry.Bundle][]byte
 	size  int // bytes in young
-}
-
-// entry is the entry as an element of Delta.upserts, tag included.
-func (c *wireCache) entry(e *registry.Entry) ([]byte, error) {
-	if b := c.get(e); b != nil {
-		return b, nil
-	}
-	b, err := element(fieldUpserts, &feedv1.EntryVersion{Entry: e.ToWire(), Revision: uint64(e.ModRevision)})
-	if err != nil {
-		return nil, fmt.Errorf("encoding entry %s: %w", e.ID, err)
-	}
-	c.put(e, b)
-	return b, nil
 }
 
 // bundle is the bundle as an element of Delta.bundles, tag included.
@@ -55,15 +44,19 @@ func (c *wireCache) bundle(b *registry.Bundle) ([]byte, error) {
 	if raw := c.get(b); raw != nil {
 		return raw, nil
 	}
-	raw, err := element(fieldBundles, &feedv1.BundleState{Bundle: b.ToWire(), Revision: uint64(b.ModRevision)})
+	body, err := proto.Marshal(&feedv1.BundleState{Bundle: b.ToWire(), Revision: uint64(b.ModRevision)})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the bundle of %s: %w", b.TrustDomain, err)
 	}
-	c.put(b, raw)
+	raw := protowire.AppendTag(nil, fieldBundles, protowire.BytesType)
+	raw = protowire.AppendBytes(raw, body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep(b, raw)
 	return raw, nil
 }
 
-func (c *wireCache) get(key any) []byte {
+func (c *wireCache) get(key *registry.Bundle) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if b, ok := c.young[key]; ok {
@@ -76,29 +69,13 @@ func (c *wireCache) get(key any) []byte {
 	return b
 }
 
-func (c *wireCache) put(key any, b []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.keep(key, b)
-}
-
 // keep is called with mu held.
-func (c *wireCache) keep(key any, b []byte) {
+func (c *wireCache) keep(key *registry.Bundle, b []byte) {
 	if c.young == nil || c.size+len(b) > wireCacheBytes/2 {
-		c.young, c.old, c.size = make(map[any][]byte), c.young, 0
+		c.young, c.old, c.size = make(map[*registry.Bundle][]byte), c.young, 0
 	}
 	c.young[key] = b
 	c.size += len(b)
-}
-
-func element(field protowire.Number, m proto.Message) ([]byte, error) {
-	body, err := proto.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, 0, protowire.SizeTag(field)+protowire.SizeBytes(len(body)))
-	b = protowire.AppendTag(b, field, protowire.BytesType)
-	return protowire.AppendBytes(b, body), nil
 }
 
 // chunks collects a change of one revision and sends it in messages of at most
@@ -113,6 +90,23 @@ type chunks struct {
 	raw   []byte
 	size  int // of what delta holds beside raw
 	begun bool
+}
+
+// entry appends an entry to the upserts.
+func (c *chunks) entry(p *registry.Packed) error {
+	rev := uint64(p.ModRevision())
+	size := protowire.SizeTag(fieldEntry) + protowire.SizeBytes(len(p.Wire())) +
+		protowire.SizeTag(fieldRevision) + protowire.SizeVarint(rev)
+	if err := c.room(protowire.SizeTag(fieldUpserts) + protowire.SizeBytes(size)); err != nil {
+		return err
+	}
+	b := protowire.AppendTag(c.raw, fieldUpserts, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	b = protowire.AppendTag(b, fieldEntry, protowire.BytesType)
+	b = protowire.AppendString(b, p.Wire())
+	b = protowire.AppendTag(b, fieldRevision, protowire.VarintType)
+	c.raw = protowire.AppendVarint(b, rev)
+	return nil
 }
 
 func (c *chunks) encoded(b []byte) error {

@@ -166,7 +166,7 @@ func (s *Service) entry(agent spiffeid.ID, entryID string, now time.Time) (*regi
 	if !ok {
 		return nil, errNoEntry
 	}
-	return e, nil
+	return e.Entry(), nil
 }
 
 var errJWTDisabled = rpcerr.New(codes.Unimplemented, "JWT functionality is disabled")
