@@ -95,3 +95,6 @@ func (r *Registry) UpdateAuthorities(ctx context.Context, serverID string, chang
 	}
 	return u.at(rev), j, nil
 }
+
+// ServerLock is the name of the store's lock that a server holds while it runs.
+func ServerLock(serverID string) string { return "server/" + serverID }

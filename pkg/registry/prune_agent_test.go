@@ -1,11 +1,62 @@
 package registry
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
+
+// pruneAgent looks at one agent.
+func (r *Registry) pruneAgent(t *testing.T, id spiffeid.ID, before time.Time) (bool, error) {
+	t.Helper()
+	n, err := r.PruneAgents(t.Context(), before, func(context.Context) ([]spiffeid.ID, error) { return []spiffeid.ID{id}, nil })
+	return n == 1, err
+}
+
+// TestPruneAgentsInBatches removes more agents than one Update takes, and asks
+// which only once it has the lock.
+func TestPruneAgentsInBatches(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t)
+	lock, err := r.store.Lock(t.Context(), agentLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []spiffeid.ID
+	asked, pruned := make(chan struct{}), make(chan int, 1)
+	go func() {
+		n, err := r.PruneAgents(t.Context(), time.Now().Add(time.Minute), func(context.Context) ([]spiffeid.ID, error) {
+			close(asked)
+			return ids, nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		pruned <- n
+	}()
+	for i := range 3*pruneAgentBatch + 1 {
+		a := newAgent(fmt.Sprint("gone-", i))
+		a.Serial, a.NotAfter = "", time.Time{}
+		if _, err := r.AttestAgent(t.Context(), a, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, a.ID)
+	}
+	select {
+	case <-asked:
+		t.Error("it looked for agents while another held the lock")
+	default:
+	}
+	lock.Unlock()
+	if n := <-pruned; n != len(ids) {
+		t.Errorf("removed %d of %d", n, len(ids))
+	}
+}
 
 func TestPruneAgent(t *testing.T) {
 	t.Parallel()
@@ -42,7 +93,7 @@ func TestPruneAgent(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := r.PruneAgent(t.Context(), a.ID, now.Add(-time.Hour).Truncate(time.Second))
+		got, err := r.pruneAgent(t, a.ID, now.Add(-time.Hour).Truncate(time.Second))
 		if err != nil || got != tc.want {
 			t.Errorf("%s: removed %v (%v), want %v", name, got, err, tc.want)
 		}
@@ -63,10 +114,10 @@ func TestPruneLeavesWhoAttests(t *testing.T) {
 	if _, err := r.AttestAgent(t.Context(), a, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := r.PruneAgent(t.Context(), a.ID, time.Now().Add(-time.Minute)); err != nil || gone {
+	if gone, err := r.pruneAgent(t, a.ID, time.Now().Add(-time.Minute)); err != nil || gone {
 		t.Errorf("removed %v: %v", gone, err)
 	}
-	if gone, err := r.PruneAgent(t.Context(), a.ID, time.Now().Add(time.Minute)); err != nil || !gone {
+	if gone, err := r.pruneAgent(t, a.ID, time.Now().Add(time.Minute)); err != nil || !gone {
 		t.Errorf("one that never got it: removed %v: %v", gone, err)
 	}
 }

@@ -157,6 +157,8 @@ type control struct {
 	roots     *roots
 	svid      *ownSVID
 	agents    *agentapi.Authenticator
+	fresh     *freshness
+	presence  *presence
 
 	attest *agentapi.Service
 	entry  *entryapi.Service
@@ -201,17 +203,30 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	if err != nil {
 		return nil, err
 	}
-	if k.store, err = c.store(ctx, storeEnv{log: log, reg: k.metrics}); err != nil {
+	engine, err := c.store(ctx, storeEnv{log: log, reg: k.metrics})
+	if err != nil {
+		return nil, err
+	}
+	k.store = engine
+	if k.store, err = watchStore(engine, k.metrics); err != nil {
 		return nil, err
 	}
 	serverID, err := loadServerID(s.DataDir)
 	if err != nil {
 		return nil, err
 	}
+	k.presence = newPresence(k.store, serverID, s.DataDir, log)
+	if err := k.presence.take(ctx); err != nil {
+		return nil, err
+	}
 	if k.registry, err = registry.New(ctx, registry.Config{Store: k.store, TrustDomain: td, Logger: log}); err != nil {
 		return nil, err
 	}
 	k.index, k.graph = registry.NewIndex(), entitle.New(td)
+	k.fresh = newFreshness(k.store, k.index, s.MaxStaleness, log, k.staleChanged)
+	if err := k.fresh.register(k.metrics); err != nil {
+		return nil, err
+	}
 	// 2. What signs.
 	if err := k.buildAuthority(ctx, td, serverID, manager); err != nil {
 		return nil, err
@@ -285,27 +300,27 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 			return err
 		}
 	}
-	k.agents = agentapi.NewAuthenticator(k.index, k.registry)
+	k.agents = agentapi.NewAuthenticator(k.index, k.registry, k.fresh.wait)
 	k.attest = agentapi.New(agentapi.Config{
 		TrustDomain: td, Registry: k.registry, Index: k.index, Issuer: k.authority,
-		Verifiers: verifiers, Fresh: k.fresh, Logger: k.log, Audit: record,
+		Verifiers: verifiers, Fresh: k.fresh.wait, Logger: k.log, Audit: record,
 	})
 	k.entry = entryapi.New(entryapi.Config{
-		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh,
+		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh.wait,
 		Entitlements: k.graph, Logger: k.log, Audit: record,
 	})
 	k.svids = svidapi.New(svidapi.Config{
-		TrustDomain: td, Graph: k.graph, Issuer: k.authority, DisableJWT: k.settings.DisableJWTSVIDs,
+		TrustDomain: td, Graph: k.graph, Fresh: k.fresh.wait, Issuer: k.authority, DisableJWT: k.settings.DisableJWTSVIDs,
 		Logger: k.log, Audit: record,
 	})
 	k.bundle = bundleapi.New(bundleapi.Config{
-		TrustDomain: td, Registry: k.registry, Index: k.index, Own: k.roots.bundle, Fresh: k.fresh, Logger: k.log, Audit: record,
+		TrustDomain: td, Registry: k.registry, Index: k.index, Own: k.roots.bundle, Fresh: k.fresh.wait, Logger: k.log, Audit: record,
 	})
 	k.trust = trustdomainapi.New(trustdomainapi.Config{
-		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh, Logger: k.log, Audit: record,
+		TrustDomain: td, Registry: k.registry, Index: k.index, Fresh: k.fresh.wait, Logger: k.log, Audit: record,
 	})
 	k.own = authorityapi.New(authorityapi.Config{
-		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh, Agent: k.index.Agent,
+		Authority: k.authority, DisableJWT: k.settings.DisableJWTSVIDs, Fresh: k.fresh.wait, Agent: k.index.Agent,
 		UpdateBundle: func(ctx context.Context, change func(*registry.Bundle) error) (*registry.Bundle, error) {
 			return k.registry.UpdateBundle(ctx, td, change)
 		},
@@ -337,7 +352,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		return err
 	}
 	k.chain = &chain{metrics: calls, limits: rates, log: k.log, gate: &gate{
-		roots: k.roots, admins: admins, index: k.index, agents: k.agents,
+		roots: k.roots, admins: admins, index: k.index, agents: k.agents, trusted: k.fresh.trusted,
 		audit: record, refusals: audit.NewRefusals[sender](record),
 	}}
 	return nil
@@ -346,6 +361,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 // close releases what assemble opened. It may be called for what is half built.
 func (k *control) close() error {
 	problem := k.listeners.closeAll()
+	k.presence.release()
 	if k.store != nil {
 		problem = errors.Join(problem, k.store.Close())
 	}

@@ -107,6 +107,10 @@ type Settings struct {
 	PruneTOFUNodes bool `hcl:"prune_tofu_nodes"`
 	// PruneBatchSize is how many agents SPIRE prunes at a time.
 	PruneBatchSize int `hcl:"prune_attested_nodes_batch_size" accepted:"pruning is done in small transactions"`
+	// MaxStaleness is for how long a server that is cut off from a store which
+	// other processes keep goes on to issue: it cannot know who was banned
+	// meanwhile. Least 1s.
+	MaxStaleness time.Duration `hcl:"max_staleness" default:"5m" ours:"true"`
 	// MaxAttestedNodeStaleness is for how long SPIRE trusts what it has cached
 	// about an agent.
 	MaxAttestedNodeStaleness *time.Duration `hcl:"max_attested_node_info_staleness" accepted:"there is no cache to reload: changes are pushed"`

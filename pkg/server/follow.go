@@ -9,7 +9,6 @@ import (
 
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/registry"
-	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -30,10 +29,11 @@ func (k *control) follow(ctx context.Context) error {
 	defer cancel()
 	err := retry(ctx, func(ctx context.Context) error {
 		err := k.registry.Follow(ctx, k.apply)
-		if err != nil && !k.state.loaded.Load() {
+		if err != nil && (!k.state.loaded.Load() || errors.Is(err, errReplaced)) {
 			fatal = err
 			cancel()
 		}
+		k.fresh.follows(false)
 		return err
 	}, func(err error, pause time.Duration) {
 		k.log.ErrorContext(ctx, "the store cannot be followed, what is served may be old", telemetry.Err, err, telemetry.Retry, pause)
@@ -50,11 +50,17 @@ func (k *control) follow(ctx context.Context) error {
 // feed comes last, because it reads them all.
 func (k *control) apply(c *registry.Commit) error {
 	begin := time.Now()
+	if c.Reset && k.state.loaded.Load() {
+		if id, rev, _ := k.index.Position(); c.StoreID != id || c.Revision < rev {
+			return errReplaced
+		}
+	}
 	touched := k.graph.Apply(c)
 	k.agents.Apply(c)
 	k.applyBundles(c, begin)
 	k.index.Apply(c)
 	k.hub.Publish(c, touched)
+	k.fresh.follows(true)
 	if c.Reset {
 		k.log.Info("store is loaded", telemetry.Revision, uint64(c.Revision), telemetry.Count, len(c.Entries),
 			telemetry.Elapsed, time.Since(begin))
@@ -84,20 +90,15 @@ func (k *control) applyBundles(c *registry.Commit, now time.Time) {
 	k.svid.observe(k.roots, now)
 }
 
-// fresh returns once this server has applied all that was committed, by
-// whomever, before the call.
-func (k *control) fresh(ctx context.Context) error {
-	head, err := k.store.Head(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the store's head: %w", err)
+// staleChanged is told when this server's view of the store becomes too old to
+// act on, and when it is not any more.
+func (k *control) staleChanged(stale bool) {
+	if stale {
+		if err := k.fresh.trusted(time.Now()); err != nil {
+			k.hub.EndAll(err)
+		}
 	}
-	waiting, cancel := context.WithTimeout(ctx, indexWait)
-	defer cancel()
-	err = k.index.WaitFor(waiting, head)
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("%w: this server is at revision %d of %d", store.ErrUnavailable, k.index.Revision(), head)
-	}
-	return err
+	k.health.Changed()
 }
 
 // live says whether the process should be left alone. What keeps it from
@@ -115,8 +116,8 @@ func (k *control) ready(ctx context.Context) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
-	if err := k.fresh(waiting); err != nil {
-		return fmt.Errorf("the store cannot be read: %w", err)
+	if err := k.fresh.wait(waiting); err != nil {
+		return fmt.Errorf("cut off from the store: %w", err)
 	}
 	now := time.Now()
 	if !signs(k.authority.X509().State(), now) {

@@ -34,7 +34,10 @@ type gate struct {
 	admins []spiffeid.ID
 	index  *registry.Index
 	agents *agentapi.Authenticator
-	audit  *audit.Log
+	// trusted refuses while this server's view of the store is too old to tell
+	// what a caller's certificate is worth.
+	trusted func(now time.Time) error
+	audit   *audit.Log
 	// refusals are what callers over TCP, who may be anybody, add to audit.
 	refusals *audit.Refusals[sender]
 }
@@ -97,6 +100,9 @@ func (g *gate) name(ctx context.Context, p *pass) error {
 	id, err := p.client.identify(g.roots, time.Now())
 	if err != nil {
 		return g.notValidNow(p.client, err)
+	}
+	if err := g.trusted(time.Now()); err != nil {
+		return err
 	}
 	leaf := p.client.chain[0]
 	p.caller.ID, p.caller.Serial = id, leaf.SerialNumber.String()
@@ -161,7 +167,7 @@ func (g *gate) again(p pass) error {
 	if _, err := p.client.identify(g.roots, time.Now()); err != nil {
 		return g.notValidNow(p.client, err)
 	}
-	return nil
+	return g.trusted(time.Now())
 }
 
 // notValidNow refuses a certificate that was good when its connection was made.

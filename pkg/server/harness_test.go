@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/store"
 )
 
 const testDomain = "example.org"
@@ -64,13 +65,22 @@ type running struct {
 	log *logBuffer
 	// inside is for what no API can do yet, such as changing the bundle.
 	inside *control
-	stop   func() error // stops it and returns what Run returned; may be called twice
+	// way is to the store that the server shares with others, if it does.
+	way  *tether
+	stop func() error // stops it and returns what Run returned; may be called twice
 }
 
 // start runs a server until the test ends.
 func start(t testing.TB, cfg Config) *running {
 	t.Helper()
-	r := &running{log: &logBuffer{}}
+	return startOn(t, cfg, nil)
+}
+
+// startOn is start with the store at the end of the tether, if it is not nil, in
+// place of the embedded one.
+func startOn(t testing.TB, cfg Config, way *tether) *running {
+	t.Helper()
+	r := &running{log: &logBuffer{}, way: way}
 	if cfg.Logger == nil && cfg.Log == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -86,6 +96,9 @@ func start(t testing.TB, cfg Config) *running {
 	srv, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if way != nil {
+		srv.choice.store = func(context.Context, storeEnv) (store.Store, error) { return way, nil }
 	}
 	srv.assembled = func(k *control) { r.inside = k }
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

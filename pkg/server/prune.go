@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -47,10 +49,30 @@ func (k *control) pruneAgents(ctx context.Context) error {
 
 // pruneGone removes agents whose last SVID ended before the cutoff, and returns
 // when the SVID of the next one ends. An agent that is made meanwhile is not due
-// before one that ends now.
+// before one that ends now. Of many servers one does it, the others find nothing
+// to do when it is their turn.
 func (k *control) pruneGone(ctx context.Context, cutoff time.Time) (next time.Time, err error) {
+	due, next := k.gone(cutoff)
+	if len(due) == 0 {
+		return next, nil
+	}
+	removed, err := k.registry.PruneAgents(ctx, cutoff, func(ctx context.Context) ([]spiffeid.ID, error) {
+		if err := k.fresh.wait(ctx); err != nil {
+			return nil, err
+		}
+		due, next = k.gone(cutoff)
+		return due, nil
+	})
+	if removed > 0 {
+		k.log.InfoContext(ctx, "removed agents that are gone", telemetry.Count, removed)
+	}
+	return next, err
+}
+
+// gone lists the agents whose last SVID ended before the cutoff, and says when
+// the SVID of the next one ends: now, if none does before.
+func (k *control) gone(cutoff time.Time) (due []spiffeid.ID, next time.Time) {
 	next = time.Now()
-	removed := 0
 	banned := false
 	filter := registry.AgentFilter{Banned: &banned}
 	if !k.settings.PruneTOFUNodes {
@@ -61,23 +83,13 @@ func (k *control) pruneGone(ctx context.Context, cutoff time.Time) (next time.Ti
 		var page []*registry.Agent
 		page, after = k.index.ListAgents(filter, after, registry.MaxPage)
 		for _, a := range page {
-			if end := a.GoneSince(); !end.Before(cutoff) {
-				if end.Before(next) {
-					next = end
-				}
-				continue
-			}
-			gone, err := k.registry.PruneAgent(ctx, a.ID, cutoff)
-			if err != nil {
-				return next, err
-			}
-			if gone {
-				removed++
+			switch end := a.GoneSince(); {
+			case end.Before(cutoff):
+				due = append(due, a.ID)
+			case end.Before(next):
+				next = end
 			}
 		}
 	}
-	if removed > 0 {
-		k.log.InfoContext(ctx, "removed agents that are gone", telemetry.Count, removed)
-	}
-	return next, nil
+	return due, next
 }

@@ -2,9 +2,11 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -97,6 +99,29 @@ func (r *roots) verify(chain []*x509.Certificate, now time.Time) (*verified, err
 		return nil, err
 	}
 	return &verified{bundle: bundle, until: lastEnd(paths), id: id}, nil
+}
+
+// verifyAnew is verify for a certificate that was not seen before. Its authority
+// may be so new that this server has not heard of it: then it waits, once, for
+// what others have committed. fresh is for strangers: it bounds what they cost.
+func (r *roots) verifyAnew(ctx context.Context, chain []*x509.Certificate, fresh func(context.Context) error) error {
+	_, err := r.verify(chain, time.Now())
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); !unknown {
+		return err
+	}
+	if id, invalid := x509svid.IDFromCert(chain[0]); invalid != nil || !id.MemberOf(r.td) || r.has(chain[0].AuthorityKeyId) {
+		return err
+	}
+	if fresh(ctx) != nil {
+		return err
+	}
+	_, err = r.verify(chain, time.Now())
+	return err
+}
+
+// has says whether an authority has the key of the ID.
+func (r *roots) has(keyID []byte) bool {
+	return slices.ContainsFunc(r.x509Authorities(), func(c *x509.Certificate) bool { return bytes.Equal(c.SubjectKeyId, keyID) })
 }
 
 // verified is the outcome of one verification. It holds while the bundle is the

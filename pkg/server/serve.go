@@ -76,7 +76,7 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 // servers makes the two gRPC servers, for the TLS listener and the admin's
 // socket.
 func (k *control) servers() (overTLS, admin *grpc.Server) {
-	cfg := k.svid.tlsConfig(k.settings, k.roots)
+	cfg := k.svid.tlsConfig(k.settings, k.roots, k.fresh.waitForStranger)
 	overTLS = k.newGRPC(tlsCredentials{TransportCredentials: credentials.NewTLS(cfg), door: k.door})
 	return overTLS, k.newGRPC(localCredentials{})
 }

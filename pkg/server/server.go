@@ -103,6 +103,8 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 		})
 	}
 	run("following the store", k.follow)
+	run("store", k.fresh.Run)
+	run("server's ID", func(ctx context.Context) error { return k.presence.Run(ctx, k.fresh.wait) })
 	run("authority", k.authority.Run)
 	run("pruning", k.prune)
 	run("pruning of agents", k.pruneAgents)

@@ -153,23 +153,27 @@ func (o *ownSVID) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // tlsConfig is that of the TLS listener. Clients may come without a certificate;
 // one that is shown must be an X509-SVID of this trust domain. There are no
 // session tickets: a resumed session would carry over what was verified when it
-// began.
-func (o *ownSVID) tlsConfig(s Settings, r *roots) *tls.Config {
+// began. fresh is [roots.verifyAnew]'s.
+func (o *ownSVID) tlsConfig(s Settings, r *roots, fresh func(context.Context) error) *tls.Config {
 	cfg := &tls.Config{
 		MinVersion:             tlsVersions[s.TLSMinVersion],
 		GetCertificate:         o.get,
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true,
-		VerifyConnection: func(state tls.ConnectionState) error {
-			if len(state.PeerCertificates) == 0 {
-				return nil
-			}
-			_, err := r.verify(state.PeerCertificates, time.Now())
-			return err
-		},
 	}
 	if s.Experimental.RequirePQKEM {
 		tlspolicy.RequirePostQuantum(cfg)
+	}
+	// Only here does a handshake have a context to wait with.
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		one := cfg.Clone()
+		one.VerifyConnection = func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return nil
+			}
+			return r.verifyAnew(hello.Context(), state.PeerCertificates, fresh)
+		}
+		return one, nil
 	}
 	return cfg
 }

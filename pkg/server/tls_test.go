@@ -101,7 +101,7 @@ func (c *secondCA) setTrust(t *testing.T, r *running, change func([]registry.X50
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.inside.fresh(t.Context()); err != nil {
+	if err := r.inside.fresh.wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -115,6 +115,9 @@ func (s Settings) lifetimes(report reporter) {
 			report("server."+k.key, "%v is shorter than %v", k.ttl, minTTL)
 		}
 	}
+	if s.MaxStaleness < minTTL {
+		report("server.max_staleness", "%v is shorter than %v", s.MaxStaleness, minTTL)
+	}
 	if s.PruneAttestedNodesExpiredFor < 0 {
 		report("server.prune_attested_nodes_expired_for", "%v is negative", s.PruneAttestedNodesExpiredFor)
 	}

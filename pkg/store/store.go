@@ -132,6 +132,9 @@ type Info struct {
 	Format int
 	// Engine is the engine's configured name, such as "bolt".
 	Engine string
+	// Remote says that the store is kept by other processes, from which this
+	// one can be cut off while it runs.
+	Remote bool
 }
 
 // Tx reads one snapshot. It is used by one goroutine.

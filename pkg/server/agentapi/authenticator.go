@@ -25,7 +25,6 @@ type Index interface {
 
 // Records is the part of registry.Registry that the Authenticator uses.
 type Records interface {
-	LoadAgent(ctx context.Context, id spiffeid.ID) (*registry.Agent, error)
 	UpdateAgent(ctx context.Context, id spiffeid.ID, change func(*registry.Agent) error) (*registry.Agent, error)
 }
 
@@ -35,10 +34,12 @@ type Records interface {
 type Authenticator struct {
 	index   Index
 	records Records
+	fresh   func(context.Context) error
 
 	mu sync.Mutex
 	// guarded by mu:
-	holds map[spiffeid.ID]map[*hold]struct{}
+	holds   map[spiffeid.ID]map[*hold]struct{}
+	applied store.Revision
 }
 
 // hold is one stream of an agent.
@@ -47,10 +48,11 @@ type hold struct {
 	end    context.CancelCauseFunc
 }
 
-// NewAuthenticator returns an Authenticator over the index and, where that does
-// not suffice, the records in the store.
-func NewAuthenticator(index Index, records Records) *Authenticator {
-	return &Authenticator{index: index, records: records, holds: make(map[spiffeid.ID]map[*hold]struct{})}
+// NewAuthenticator returns an Authenticator over the index, which is as new as
+// the store was at a call of fresh when that returns nil, and the records in the
+// store.
+func NewAuthenticator(index Index, records Records, fresh func(context.Context) error) *Authenticator {
+	return &Authenticator{index: index, records: records, fresh: fresh, holds: make(map[spiffeid.ID]map[*hold]struct{})}
 }
 
 // Authenticate says whether the agent may act with the certificate: it is
@@ -58,8 +60,10 @@ func NewAuthenticator(index Index, records Records) *Authenticator {
 // one, whose first use makes it the only one. A refusal is PermissionDenied with
 // SPIRE's PermissionDeniedDetails.
 //
-// The index may be behind another server that let the agent in, so a refusal
-// is never given before the store itself was asked.
+// The index may be behind another server that let the agent in or renewed its
+// SVID, so a refusal is never given before the index is as new as the store was
+// at the call; when it does not get there the error is fresh's, on which nobody
+// gives up an identity.
 func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) error {
 	_, err := a.authenticate(ctx, id, cert)
 	return err
@@ -70,11 +74,12 @@ func (a *Authenticator) authenticate(ctx context.Context, id spiffeid.ID, cert *
 		return nil, ExpiredError(id)
 	}
 	serial := cert.SerialNumber.String()
-	agent, ok := a.index.Agent(id)
-	if !ok || agent.Banned || !agent.Accepts(serial) {
-		var err error
-		agent, err = a.records.LoadAgent(ctx, id)
-		if err := refusal(id, serial, agent, err); err != nil {
+	agent, err := a.known(id, serial)
+	if err != nil {
+		if err := a.fresh(ctx); err != nil {
+			return nil, fmt.Errorf("looking for what others know of agent %q: %w", id, err)
+		}
+		if agent, err = a.known(id, serial); err != nil {
 			return nil, err
 		}
 	}
@@ -82,6 +87,15 @@ func (a *Authenticator) authenticate(ctx context.Context, id spiffeid.ID, cert *
 		return agent, nil
 	}
 	return a.activate(ctx, id, serial)
+}
+
+// known is the agent by the index, or why it may not act.
+func (a *Authenticator) known(id spiffeid.ID, serial string) (*registry.Agent, error) {
+	agent, ok := a.index.Agent(id)
+	if !ok {
+		return nil, errNotAttested(id)
+	}
+	return agent, refusal(id, serial, agent, nil)
 }
 
 // activate makes the next serial the only one. Calls that come together on a
@@ -95,10 +109,23 @@ func (a *Authenticator) activate(ctx context.Context, id spiffeid.ID, serial str
 		return nil, err
 	}
 	// Later calls on this server must find it done.
-	if err := a.index.WaitFor(ctx, agent.ModRevision); err != nil {
+	if err := a.reach(ctx, agent.ModRevision); err != nil {
 		return nil, fmt.Errorf("waiting for the agent's new serial number: %w", err)
 	}
 	return agent, nil
+}
+
+// reachWait bounds the wait for the index to show what is in the store already.
+const reachWait = 10 * time.Second
+
+func (a *Authenticator) reach(ctx context.Context, rev store.Revision) error {
+	waiting, cancel := context.WithTimeout(ctx, reachWait)
+	defer cancel()
+	err := a.index.WaitFor(waiting, rev)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: this server has not seen revision %d within %v", store.ErrUnavailable, rev, reachWait)
+	}
+	return err
 }
 
 // refusal turns what was read, or why it could not be, into the reason why the
@@ -125,40 +152,39 @@ func refusal(id spiffeid.ID, serial string, agent *registry.Agent, err error) er
 // Whoever sends to the agent looks at the context before each message. release
 // is called when the stream is over.
 func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (_ context.Context, release func(), err error) {
-	agent, err := a.authenticate(ctx, id, cert)
-	if err != nil {
+	if _, err := a.authenticate(ctx, id, cert); err != nil {
 		return nil, nil, err
-	}
-	// Commits from before the record that let the agent in say nothing of it.
-	if err := a.index.WaitFor(ctx, agent.ModRevision); err != nil {
-		return nil, nil, fmt.Errorf("waiting for the agent's record: %w", err)
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	ctx, cancel := context.WithDeadlineCause(ctx, cert.NotAfter, ExpiredError(id))
 	h := &hold{serial: cert.SerialNumber.String(), end: end}
-	a.add(id, h)
+	applied := a.add(id, h)
 	release = func() {
 		a.remove(id, h)
 		end(nil)
 		cancel()
 	}
-	// A commit that was applied before the hold was there may not be in the
-	// index yet; it is in the store.
-	agent, err = a.records.LoadAgent(ctx, id)
-	if err := refusal(id, h.serial, agent, err); err != nil {
+	// What was applied before the hold was there was not held against it: the
+	// index has it in a moment. What comes later is.
+	if err = a.reach(ctx, applied); err == nil {
+		_, err = a.known(id, h.serial)
+	}
+	if err != nil {
 		release()
 		return nil, nil, err
 	}
 	return ctx, release, nil
 }
 
-func (a *Authenticator) add(id spiffeid.ID, h *hold) {
+// add returns the revision up to which commits were applied without the hold.
+func (a *Authenticator) add(id spiffeid.ID, h *hold) store.Revision {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.holds[id] == nil {
 		a.holds[id] = make(map[*hold]struct{})
 	}
 	a.holds[id][h] = struct{}{}
+	return a.applied
 }
 
 func (a *Authenticator) remove(id spiffeid.ID, h *hold) {
@@ -171,10 +197,12 @@ func (a *Authenticator) remove(id spiffeid.ID, h *hold) {
 }
 
 // Apply ends the streams that the commit leaves without authority. It is called
-// by the follower of the log, for every commit, in order.
+// by the follower of the log, for every commit, in order, before the index has
+// it.
 func (a *Authenticator) Apply(c *registry.Commit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.applied = c.Revision
 	if c.Reset {
 		a.reset(c)
 		return

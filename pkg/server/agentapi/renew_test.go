@@ -9,16 +9,20 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/pkg/server/apitest"
+	"github.com/credence-id/credence/pkg/server/rpcerr"
 )
 
 func renew(ctx context.Context, t *testing.T, client agentv1.AgentClient, key *ecdsa.PrivateKey) (*tls.Certificate, error) {
@@ -255,36 +259,89 @@ func TestHoldMeetsBan(t *testing.T) {
 }
 
 // TestAuthenticateAheadOfIndex: an agent that another server let in just now is
-// not refused because this server has not heard of it yet.
+// not refused because this server has not heard of it yet, nor one that was
+// given its next SVID there.
 func TestAuthenticateAheadOfIndex(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	hold := func(*registry.Commit) { mu.Lock(); defer mu.Unlock() }
 	w := world(t, apitest.Options{Hold: hold})
-	mu.Lock()
-	held := true
-	defer func() {
-		if held {
-			mu.Unlock()
+	for name, prepare := range map[string]func() *apitest.Agent{
+		"attested elsewhere": func() *apitest.Agent {
+			mu.Lock()
+			return w.AttestedAgent(t, "one")
+		},
+		"renewed elsewhere": func() *apitest.Agent {
+			a := w.NewAgent(t, "two")
+			mu.Lock()
+			return w.RenewedAgent(t, a)
+		},
+	} {
+		a := prepare()
+		leaf, err := x509.ParseCertificate(a.Cert.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	a := w.AttestedAgent(t, "one")
-	leaf, err := x509.ParseCertificate(a.Cert.Certificate[0])
-	if err != nil {
-		t.Fatal(err)
+		if known, ok := w.Index.Agent(a.ID); ok && known.Accepts(leaf.SerialNumber.String()) {
+			t.Fatalf("%s: the index knows the agent: this test does not test that", name)
+		}
+		var asking sync.WaitGroup
+		for range 8 {
+			asking.Go(func() {
+				_, release, err := w.Agents.Hold(t.Context(), a.ID, leaf)
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+					return
+				}
+				release()
+			})
+		}
+		time.AfterFunc(10*time.Millisecond, mu.Unlock)
+		asking.Wait()
 	}
-	if _, ok := w.Index.Agent(a.ID); ok {
-		t.Fatal("the index knows the agent: this test does not test that")
+}
+
+// TestAuthenticateCutOff: whom this server knows is let in while the store cannot
+// be asked; of whom it does not know nothing is said that an agent would act on.
+func TestAuthenticateCutOff(t *testing.T) {
+	t.Parallel()
+	cut := &cutHead{}
+	w := world(t, apitest.Options{Wrap: cut.wrap})
+	known := w.NewAgent(t, "known")
+	leaf := func(a *apitest.Agent) *x509.Certificate {
+		cert, err := x509.ParseCertificate(a.Cert.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
 	}
-	if err := w.Agents.Authenticate(t.Context(), a.ID, leaf); err != nil {
-		t.Errorf("ahead of the index: %v", err)
-	}
-	mu.Unlock()
-	held = false
-	_, release, err := w.Agents.Hold(t.Context(), a.ID, leaf)
-	if err != nil {
-		t.Errorf("Hold: %v", err)
+	stranger := &apitest.Agent{ID: spiffeid.RequireFromString("spiffe://example.org/spire/agent/test/stranger"), Cert: known.Cert}
+	cut.away.Store(true)
+	if _, release, err := w.Agents.Hold(t.Context(), known.ID, leaf(known)); err != nil {
+		t.Errorf("an agent that is known: %v", err)
 	} else {
 		release()
 	}
+	err := w.Agents.Authenticate(t.Context(), stranger.ID, leaf(stranger))
+	if got := rpcerr.Status(err); got.Code() != codes.Unavailable || len(got.Details()) != 0 {
+		t.Errorf("one that is not: %v, want Unavailable", err)
+	}
+}
+
+// cutHead is a store whose head cannot be read while it is away.
+type cutHead struct {
+	store.Store
+	away atomic.Bool
+}
+
+func (c *cutHead) wrap(s store.Store) store.Store {
+	c.Store = s
+	return c
+}
+
+func (c *cutHead) Head(ctx context.Context) (store.Revision, error) {
+	if c.away.Load() {
+		return 0, store.ErrUnavailable
+	}
+	return c.Store.Head(ctx)
 }

@@ -149,13 +149,22 @@ func (s *Service) SetVersion(ctx context.Context, id spiffeid.ID, version string
 	})
 }
 
-// update changes an agent and waits until this server's reads show it.
+// settleWait is how long the answer to a write waits for this server to see it
+// too.
+const settleWait = time.Second
+
+// update changes an agent and gives this server's own view a moment to show it.
+// The write stands whatever comes of that, and who asks for the agent waits for
+// itself: also while the server loads, an agent attests.
 func (s *Service) update(ctx context.Context, id spiffeid.ID, change func(*registry.Agent) error) error {
 	agent, err := s.cfg.Registry.UpdateAgent(ctx, id, change)
 	if err != nil {
 		return agentError(id, err)
 	}
-	return s.cfg.Index.WaitFor(ctx, agent.ModRevision)
+	waiting, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
+	_ = s.cfg.Index.WaitFor(waiting, agent.ModRevision)
+	return nil
 }
 
 // callerID is the agent that calls.

@@ -115,6 +115,21 @@ func (w *World) AttestedAgent(tb testing.TB, name string) *Agent {
 	return a
 }
 
+// RenewedAgent is the agent with its next SVID, which it has not used yet.
+func (w *World) RenewedAgent(tb testing.TB, a *Agent) *Agent {
+	tb.Helper()
+	next := &Agent{ID: a.ID, Key: NewKey(tb)}
+	out, err := w.Authority.IssueX509(tb.Context(), time.Now(), svid.X509Request{Kind: svid.Agent, ID: a.ID, PublicKey: next.Key.Public()})
+	must(tb, err)
+	next.Cert = tls.Certificate{Certificate: out.Chain, PrivateKey: next.Key}
+	_, err = w.Registry.UpdateAgent(tb.Context(), a.ID, func(a *registry.Agent) error {
+		a.Issued(out.Serial, out.NotAfter)
+		return nil
+	})
+	must(tb, err)
+	return next
+}
+
 // Create registers entries and waits until the server knows them.
 func (w *World) Create(tb testing.TB, entries ...*registry.Entry) []*registry.Entry {
 	tb.Helper()

@@ -92,13 +92,13 @@ func New(tb testing.TB, o Options) *World {
 	})
 	must(tb, err)
 	must(tb, w.Authority.Start(ctx))
-	w.Agents = agentapi.NewAuthenticator(w.Index, w.Registry)
+	w.Agents = agentapi.NewAuthenticator(w.Index, w.Registry, w.fresh)
 	agents := agentapi.New(agentapi.Config{
 		TrustDomain: w.TrustDomain, Registry: w.Registry, Index: w.Index, Issuer: w.Authority,
 		Verifiers: o.Verifiers, Fresh: w.fresh, AttestTimeout: o.AttestTimeout, Logger: log, Audit: records,
 	})
 	svids := svidapi.New(svidapi.Config{
-		TrustDomain: w.TrustDomain, Graph: w.Graph, Issuer: w.Authority, DisableJWT: o.DisableJWT,
+		TrustDomain: w.TrustDomain, Graph: w.Graph, Fresh: w.fresh, Issuer: w.Authority, DisableJWT: o.DisableJWT,
 		Logger: log, Audit: records,
 	})
 	w.Hub, err = feedapi.New(feedapi.Config{

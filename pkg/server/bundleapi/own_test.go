@@ -1,6 +1,7 @@
 package bundleapi
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -26,7 +27,7 @@ func TestGetBundle(t *testing.T) {
 	if diff := cmp.Diff(own.ToWire(), got, protocmp.Transform()); diff != "" || len(got.GetJwtAuthorities()) != 1 {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	none := New(Config{TrustDomain: td, Own: func() *registry.Bundle { return nil }})
+	none := New(Config{TrustDomain: td, Own: func() *registry.Bundle { return nil }, Fresh: func(context.Context) error { return nil }})
 	if _, err := none.GetBundle(local(t), &bundlev1.GetBundleRequest{OutputMask: &types.BundleMask{}}); codeOf(err) != codes.NotFound || err.Error() != "bundle not found" {
 		t.Errorf("no bundle: got %v, want NotFound", err)
 	}

@@ -56,8 +56,13 @@ func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
 var errNotFound = rpcerr.New(codes.NotFound, "bundle not found")
 
-// GetBundle returns the bundle of this server's trust domain.
-func (s *Service) GetBundle(_ context.Context, req *bundlev1.GetBundleRequest) (*types.Bundle, error) {
+// GetBundle returns the bundle of this server's trust domain. It answers whatever
+// becomes of the store; operators, who may have changed the bundle at another
+// server a moment ago, are given the newest if that can be had.
+func (s *Service) GetBundle(ctx context.Context, req *bundlev1.GetBundleRequest) (*types.Bundle, error) {
+	if caller, _ := policy.FromContext(ctx); caller.Is(policy.Local) || caller.Is(policy.Admin) {
+		s.settle(ctx)
+	}
 	b := s.cfg.Own()
 	if b == nil {
 		return nil, errNotFound

@@ -159,6 +159,16 @@ func (h *Hub) Stop() {
 	h.running.Wait()
 }
 
+// EndAll ends every stream there is with the reason; others may begin. It is for
+// a server that cannot vouch for its view any more.
+func (h *Hub) EndAll(reason error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.streams {
+		s.end(reason)
+	}
+}
+
 // keyOldPeer is the attribute of where a stream came from that another took
 // over.
 const keyOldPeer = "old_peer_addr"

@@ -35,7 +35,8 @@ func (s *Service) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509
 		return nil, rpcerr.New(codes.InvalidArgument, "params: %d items, at most %d are allowed: split them", len(params), maxBatch)
 	}
 	results := make([]*svidv1.BatchNewX509SVIDResponse_Result, len(params))
-	each(len(params), func(i int) { results[i] = s.newX509(ctx, agent, params[i]) })
+	catchUp := s.catchUp(ctx)
+	each(len(params), func(i int) { results[i] = s.newX509(ctx, agent, params[i], catchUp) })
 	return &svidv1.BatchNewX509SVIDResponse{Results: results}, nil
 }
 
@@ -58,12 +59,12 @@ func each(n int, f func(int)) {
 	g.Wait()
 }
 
-func (s *Service) newX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams) *svidv1.BatchNewX509SVIDResponse_Result {
-	out, err := s.issueX509(ctx, agent, p)
+func (s *Service) newX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams, catchUp func() error) *svidv1.BatchNewX509SVIDResponse_Result {
+	out, err := s.issueX509(ctx, agent, p, catchUp)
 	return &svidv1.BatchNewX509SVIDResponse_Result{Status: rpcerr.Item(ctx, s.cfg.Logger, err), Svid: out}
 }
 
-func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams) (_ *types.X509SVID, err error) {
+func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.NewX509SVIDParams, catchUp func() error) (_ *types.X509SVID, err error) {
 	defer rpcerr.Recover(&err)
 	switch {
 	case ctx.Err() != nil:
@@ -73,8 +74,7 @@ func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.Ne
 	case len(p.GetCsr()) == 0:
 		return nil, rpcerr.New(codes.InvalidArgument, "missing CSR")
 	}
-	now := time.Now()
-	e, err := s.entry(agent, p.GetEntryId(), now)
+	e, err := s.entry(agent, p.GetEntryId(), catchUp)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (s *Service) issueX509(ctx context.Context, agent spiffeid.ID, p *svidv1.Ne
 		return nil, refused("malformed CSR", err)
 	}
 	done := s.cfg.Audit.Begin(ctx, event(ctx, "x509svid.new", e.SPIFFEID, e.ID))
-	out, err := s.cfg.Issuer.IssueX509(ctx, now, svid.X509Request{
+	out, err := s.cfg.Issuer.IssueX509(ctx, time.Now(), svid.X509Request{
 		Kind: svid.Workload, ID: e.SPIFFEID, PublicKey: key, DNSNames: distinct(e.DNSNames), TTL: e.X509SVIDTTL,
 		EntryID: e.ID, AgentID: agent,
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/credence-id/credence/pkg/audit"
@@ -32,7 +33,9 @@ type Issuer interface {
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Graph       *entitle.Graph
-	Issuer      Issuer
+	// Fresh returns once Graph is as new as the store was at the call.
+	Fresh  func(context.Context) error
+	Issuer Issuer
 	// DisableJWT refuses to sign JWT-SVIDs (default: false).
 	DisableJWT bool
 	Logger     *slog.Logger
@@ -105,7 +108,7 @@ func (s *Service) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest)
 	if err != nil {
 		return nil, err
 	}
-	e, err := s.entry(agent, req.GetEntryId(), time.Now())
+	e, err := s.entry(agent, req.GetEntryId(), s.catchUp(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -159,14 +162,25 @@ func (s *Service) workloadID(wire *types.SPIFFEID) (spiffeid.ID, error) {
 // reserved is the path below which servers and agents have their SPIFFE IDs.
 const reserved = "/spire"
 
+// catchUp is Fresh, at most once for one call and all its items.
+func (s *Service) catchUp(ctx context.Context) func() error {
+	return sync.OnceValue(func() error { return s.cfg.Fresh(ctx) })
+}
+
 // entry is the entry, if the agent may have it now. Whether it does not exist or
-// is another agent's is not told.
-func (s *Service) entry(agent spiffeid.ID, entryID string, now time.Time) (*registry.Entry, error) {
-	e, ok := s.cfg.Graph.Lookup(agent, entryID, now)
-	if !ok {
-		return nil, errNoEntry
+// is another agent's is not told. The agent may have heard of it from another
+// server, so that none is refused before this one has caught up.
+func (s *Service) entry(agent spiffeid.ID, entryID string, catchUp func() error) (*registry.Entry, error) {
+	if e, ok := s.cfg.Graph.Lookup(agent, entryID, time.Now()); ok {
+		return e.Entry(), nil
 	}
-	return e.Entry(), nil
+	if err := catchUp(); err != nil {
+		return nil, err
+	}
+	if e, ok := s.cfg.Graph.Lookup(agent, entryID, time.Now()); ok {
+		return e.Entry(), nil
+	}
+	return nil, errNoEntry
 }
 
 var errJWTDisabled = rpcerr.New(codes.Unimplemented, "JWT functionality is disabled")
