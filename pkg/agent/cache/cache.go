@@ -227,34 +227,6 @@ func (c *Cache) Bundle(td spiffeid.TrustDomain) *types.Bundle {
 	return nil
 }
 
-// OutageBudget is how long all workloads that are subscribed now could go on
-// without the server: until the first of their X509-SVIDs expires. When there
-// is none, it is that of the SVIDs kept warm; zero when there are none either.
-func (c *Cache) OutageBudget(now time.Time) time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var first, firstWarm time.Time
-	for _, r := range c.records {
-		switch {
-		case r.svid == nil:
-			if r.demand > 0 && r.kept {
-				return 0
-			}
-		case r.demand > 0:
-			first = earlier(first, r.svid.notAfter)
-		default:
-			firstWarm = earlier(firstWarm, r.svid.notAfter)
-		}
-	}
-	if first.IsZero() {
-		first = firstWarm
-	}
-	if first.IsZero() {
-		return 0
-	}
-	return max(0, first.Sub(now))
-}
-
 // Held is how many X509-SVIDs and JWT-SVIDs there are.
 func (c *Cache) Held() (x509SVIDs, jwtSVIDs int) {
 	c.mu.Lock()

@@ -346,7 +346,7 @@ func TestFreshWorkloadWhileTheServerIsAway(t *testing.T) {
 		if _, err := fetch(t.Context(), c, "cold"); err != nil {
 			t.Errorf("on demand: %v", err)
 		}
-		if got := c.OutageBudget(time.Now()); got <= 50*time.Minute || got > time.Hour {
+		if got := c.Budget(time.Now()).Left; got <= 50*time.Minute || got > time.Hour {
 			t.Errorf("outage budget is %s with SVIDs of an hour", got)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 type index struct {
 	count   map[attest.Selector]int // live records that have the selector
 	anchors map[attest.Selector]*anchored
+	size    int // records listed
 }
 
 type anchored struct {
@@ -29,6 +30,7 @@ func newIndex() index {
 }
 
 func (x *index) add(r *record) {
+	x.size++
 	for _, s := range r.entry.selectors {
 		x.count[s]++
 	}
@@ -39,6 +41,7 @@ func (x *index) add(r *record) {
 }
 
 func (x *index) remove(r *record) {
+	x.size--
 	for _, s := range r.entry.selectors {
 		if x.count[s]--; x.count[s] == 0 {
 			delete(x.count, s)

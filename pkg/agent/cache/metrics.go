@@ -46,6 +46,7 @@ func newMetrics(c *Cache) *metrics {
 		gauge("jwt_svids", "JWT-SVIDs kept.", c.jwts.Len),
 		gauge("identity_sets", "Different sets of entries that workloads match.", func() int { return len(c.grantees) }),
 		gauge("selector_sets", "Different sets of selectors of workloads, connected now or lately.", func() int { return len(c.views) }),
+		identities{c},
 	}
 	return m
 }

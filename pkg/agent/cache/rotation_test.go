@@ -108,7 +108,7 @@ func TestOutage(t *testing.T) {
 		w.look()
 		s.SetDown(errAway)
 		end := w.have.Identities[0].NotAfter
-		if got, want := c.OutageBudget(time.Now()), time.Until(end); got != want {
+		if got, want := c.Budget(time.Now()).Left, time.Until(end); got != want {
 			t.Errorf("outage budget is %s, want %s", got, want)
 		}
 		for time.Now().Before(end.Add(-time.Second)) {
@@ -125,7 +125,7 @@ func TestOutage(t *testing.T) {
 		if g := w.look(); len(g.Identities) != 0 || g.Matched != 1 {
 			t.Errorf("the stream holds %d identities of %d entries after the end", len(g.Identities), g.Matched)
 		}
-		if got := c.OutageBudget(time.Now()); got != 0 {
+		if got := c.Budget(time.Now()).Left; got != 0 {
 			t.Errorf("outage budget is %s with nothing left", got)
 		}
 		time.Sleep(time.Hour)

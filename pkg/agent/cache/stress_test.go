@@ -34,7 +34,9 @@ func TestEverythingAtOnce(t *testing.T) {
 			s.SetDown(nil)
 			time.Sleep(rand.N(30 * time.Millisecond))
 			c.Snapshot(true)
-			c.OutageBudget(time.Now())
+			if b := c.Budget(time.Now()); b.Cold < 0 || b.Left < 0 {
+				t.Errorf("budget is %+v", b)
+			}
 			c.Away(errAway)
 		}
 	})
