@@ -24,6 +24,7 @@ import (
 	"github.com/bufbuild/protocompile"
 	"github.com/bufbuild/protocompile/linker"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
@@ -136,7 +137,10 @@ func descriptor(file protoreflect.FileDescriptor) *descriptorpb.FileDescriptorPr
 	if imported, ok := file.(protoreflect.FileImport); ok {
 		file = imported.FileDescriptor
 	}
-	return file.(linker.Result).FileDescriptorProto()
+	if compiled, ok := file.(linker.Result); ok {
+		return compiled.FileDescriptorProto()
+	}
+	return protodesc.ToFileDescriptorProto(file) // one of protobuf's own, which come compiled
 }
 
 // generate runs one plugin and writes what it answers below out.
