@@ -36,7 +36,7 @@ func (a *Agent) newAdmin(o Options) error {
 		return nil
 	}
 	var err error
-	a.admin, err = adminapi.New(adminapi.Config{Info: a.info, Log: o.LogLevel, Logger: o.Log})
+	a.admin, err = adminapi.New(adminapi.Config{Info: a.info, Budget: a.outageBudget, Log: o.LogLevel, Logger: o.Log})
 	return err
 }
 

@@ -57,6 +57,7 @@ type Agent struct {
 	syncedAt  atomic.Pointer[time.Time] // see lastSync
 	started   time.Time
 	reason    atomic.Pointer[string]
+	outage    outage
 	readyOnce sync.Once
 	asked     asked // of the one goroutine that bootstraps
 	// background are goroutines that end soon after what they serve; Run waits
@@ -217,18 +218,20 @@ func (a *Agent) Healthy(context.Context) error {
 	return errors.New("not in sync with the server yet")
 }
 
-// away is told why there is no connection.
-func (a *Agent) away(err error) {
+// away is told why there is no connection, each time one was tried for.
+func (a *Agent) away(ctx context.Context, err error) {
 	text := err.Error()
 	a.reason.Store(&text)
 	a.cache.Away(err)
+	a.sayAway(ctx, time.Now())
 }
 
 // synced is told each time the cache has caught up.
 func (a *Agent) synced(ctx context.Context) {
 	a.syncing(time.Now())
+	away := a.outage.over(time.Now())
 	if !a.connected.Swap(true) {
-		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.server())
+		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.server(), telemetry.Away, away.Round(time.Millisecond))
 	}
 	a.readyOnce.Do(func() {
 		if a.ready != nil {

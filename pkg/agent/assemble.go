@@ -87,6 +87,9 @@ func New(c *Config, o Options) (*Agent, error) {
 	}); err != nil {
 		return nil, err
 	}
+	if err := a.registerOutage(); err != nil {
+		return nil, fmt.Errorf("registering the agent's metrics: %w", err)
+	}
 	a.api, err = workloadapi.New(workloadapi.Config{
 		TrustDomain: td, Cache: a.cache, Attestor: a.attestor, Log: o.Log, Metrics: a.registry,
 		AllowUnauthenticatedVerifiers: c.Agent.AllowUnauthenticatedVerifiers, AllowedForeignJWTClaims: c.Agent.AllowedForeignJWTClaims,

@@ -69,7 +69,7 @@ func (a *Agent) follow(ctx context.Context) error {
 			pause = a.pause(backoff.next(err, worked || time.Since(start) > backoffMax, takenOver))
 		}
 		a.log.WarnContext(ctx, "not connected to the server", telemetry.Address, server, telemetry.Err, err, telemetry.Retry, pause)
-		a.away(err)
+		a.away(ctx, err)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -38,6 +38,9 @@ const (
 	SVIDKind     = "svid_kind"
 	AuthKind     = "authority_kind"
 	OutageBudget = "outage_budget"
+	Served       = "served"
+	Unserved     = "unserved"
+	Away         = "away_for"
 
 	// Where and when.
 	Revision = "revision"

@@ -1,6 +1,8 @@
 // Package adminapi is what the agent's admin socket serves: SPIRE's
 // spire.agent.debug.v1 (what the agent is and holds) and
-// spire.api.agent.logger.v1 (the log's level while it runs).
+// spire.api.agent.logger.v1 (the log's level while it runs), and our own
+// credence.operator.v1.AgentOperator (for how long it could go on without a
+// server).
 //
 // It is not for workloads: its socket is in another directory, and whoever can
 // open it is an operator of this node. Nothing here hands out an identity;

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/telemetry"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/debug/v1"
 	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/logger/v1"
@@ -39,6 +40,8 @@ type Info struct {
 type Config struct {
 	// Info is asked at each call; it returns quickly.
 	Info func() Info
+	// Budget is asked at each call for the outage budget; it returns quickly.
+	Budget func() *operatorv1.OutageBudgetResponse
 	// Log is the log whose level is shown and set.
 	Log *telemetry.Log
 	// Logger is written to; it is usually Log's.
@@ -59,8 +62,8 @@ type Service struct{ cfg Config }
 
 // New returns a Service; it starts nothing.
 func New(cfg Config) (*Service, error) {
-	if cfg.Info == nil || cfg.Log == nil || cfg.Logger == nil {
-		return nil, errors.New("admin API: Info, Log and Logger are required")
+	if cfg.Info == nil || cfg.Budget == nil || cfg.Log == nil || cfg.Logger == nil {
+		return nil, errors.New("admin API: Info, Budget, Log and Logger are required")
 	}
 	return &Service{cfg: cfg}, nil
 }
@@ -75,6 +78,7 @@ func (s *Service) Serve(ctx context.Context, lis net.Listener) error {
 	)
 	debugv1.RegisterDebugServer(server, debug{s: s})
 	loggerv1.RegisterLoggerServer(server, logger{s: s})
+	operatorv1.RegisterAgentOperatorServer(server, operator{s: s})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -166,4 +170,14 @@ func (l logger) set(ctx context.Context, level slog.Level) *types.Logger {
 	c.Logger.InfoContext(ctx, "log level changed over the admin socket", telemetry.Level, level.String())
 	c.Log.SetLevel(level)
 	return c.Log.APILogger()
+}
+
+type operator struct {
+	operatorv1.UnimplementedAgentOperatorServer
+	s *Service
+}
+
+// OutageBudget says for how long the agent could go on without a server.
+func (o operator) OutageBudget(context.Context, *operatorv1.OutageBudgetRequest) (*operatorv1.OutageBudgetResponse, error) {
+	return o.s.cfg.Budget(), nil
 }

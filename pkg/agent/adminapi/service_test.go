@@ -20,6 +20,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/agent/adminapi"
 	"github.com/credence-id/credence/pkg/telemetry"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 	"github.com/google/go-cmp/cmp"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/debug/v1"
 	delegatedv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
@@ -33,6 +34,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -61,7 +63,7 @@ func serve(t *testing.T, level string, info func() adminapi.Info) (*grpc.ClientC
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := adminapi.New(adminapi.Config{Info: info, Log: log, Logger: log.Logger()})
+	s, err := adminapi.New(adminapi.Config{Info: info, Budget: budget, Log: log, Logger: log.Logger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,6 +162,22 @@ func TestGetInfo(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+func budget() *operatorv1.OutageBudgetResponse {
+	return &operatorv1.OutageBudgetResponse{Left: durationpb.New(time.Minute), InUse: 2, Cold: 1}
+}
+
+func TestOutageBudget(t *testing.T) {
+	t.Parallel()
+	conn, _, _ := serve(t, "", nothing)
+	got, err := operatorv1.NewAgentOperatorClient(conn).OutageBudget(t.Context(), &operatorv1.OutageBudgetRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(budget(), got, protocmp.Transform()); diff != "" {
+		t.Error(diff)
 	}
 }
 
