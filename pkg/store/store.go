@@ -98,8 +98,10 @@ type Store interface {
 	// Info describes this store; it does not change while it is open.
 	Info() Info
 
-	// Backup writes a consistent copy, online, that the same engine can
-	// open, and returns the revision it holds. Writers go on meanwhile.
+	// Backup writes a consistent copy, online, of which the same engine can
+	// make a store, and returns the revision it holds. Writers go on
+	// meanwhile. What is made of it is another store, with revisions of its
+	// own.
 	Backup(ctx context.Context, w io.Writer) (Revision, error)
 
 	// Lock waits until this process is the holder of the named lock, for

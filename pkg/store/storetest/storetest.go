@@ -221,7 +221,7 @@ func follow(ctx context.Context, s store.Store, prefix string, state map[string]
 
 // soon is a context for what would wait for ever if the engine lost something.
 func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
