@@ -24,7 +24,7 @@ var layers = []layer{
 	{"services", []string{"pkg/server/*", "pkg/agent/*", "pkg/federation", "pkg/sts", "pkg/oidc", "pkg/publish"}},
 	{"decisions", []string{"pkg/ca", "pkg/entitle", "pkg/policy"}},
 	{"implementations", []string{
-		"pkg/registry", "pkg/registry/*", "pkg/store/*", "pkg/keys/*", "pkg/ca/upstream/*",
+		"pkg/registry", "pkg/registry/*", "pkg/store/*", "pkg/store/etcd/etcdtest", "pkg/keys/*", "pkg/ca/upstream/*",
 		"pkg/attest/node/*", "pkg/attest/workload/*", "pkg/plugin",
 	}},
 	{"contracts", []string{
@@ -45,6 +45,8 @@ var siblings = [][2]string{
 	{"pkg/agent/*", "pkg/agent/*"},
 	{"pkg/registry/registrytest", "pkg/registry"},
 	{"pkg/registry/registrytest", "pkg/store/*"},
+	{"pkg/store/etcd", "pkg/store/dump"},
+	{"pkg/store/etcd", "pkg/store/etcd/etcdtest"}, // in tests
 	{"pkg/ca/upstream", "pkg/svid"},
 	{"pkg/ca/upstream", "pkg/keys"},
 	{"pkg/attest/node", "pkg/attest"},

@@ -1,0 +1,16 @@
+package etcd
+
+import "context"
+
+// Compact forgets the kept history up to the head.
+func Compact(ctx context.Context, s *Store) error {
+	head, err := s.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.ring.wait(ctx, head); err != nil {
+		return err
+	}
+	s.ring.reset(head)
+	return nil
+}

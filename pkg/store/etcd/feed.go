@@ -1,0 +1,121 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/telemetry"
+)
+
+// feed fills the ring from one watch of etcd, which all watchers of this
+// process share.
+type feed struct {
+	store *Store
+	at    int64 // etcd's revision that has been fed
+
+	// The Update that is being put together; head is its last event.
+	rev    int64
+	events []store.Event
+}
+
+var (
+	// errGap ends a watch whose next events etcd does not have any more.
+	errGap = errors.New("the history that was not seen yet is compacted")
+	// errDisorder ends a watch that has events for an Update that is complete.
+	errDisorder = errors.New("an event came after the end of its transaction")
+)
+
+// run follows etcd until ctx ends. While etcd is away it tries again; what the
+// ring cannot get any more, its watchers are told of by ErrCompacted.
+func (f *feed) run(ctx context.Context) {
+	s := f.store
+	pause := firstPause
+	for ctx.Err() == nil {
+		begin := time.Now()
+		err := f.watch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.metrics.feedBreaks.Inc()
+		if errors.Is(err, errGap) || errors.Is(err, errDisorder) {
+			err = errors.Join(err, f.skip(ctx))
+		}
+		if time.Since(begin) > time.Minute {
+			pause = firstPause
+		}
+		s.cfg.Logger.WarnContext(ctx, "following etcd was interrupted", telemetry.Err, explain("watching", err), telemetry.Retry, pause)
+		sleep(ctx, pause)
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// skip goes on at the present.
+func (f *feed) skip(ctx context.Context) error {
+	m, err := f.store.begin(ctx, "")
+	if err != nil {
+		return err
+	}
+	f.store.ring.reset(m.rev)
+	f.at, f.rev, f.events = m.at, 0, nil
+	return nil
+}
+
+// watch feeds the ring until the watch ends.
+func (f *feed) watch(ctx context.Context) error {
+	s := f.store
+	// A watcher of its own, so that the next one gets a connection of its own.
+	w := clientv3.NewWatcher(s.client)
+	defer w.Close() //nolint:errcheck // Why it ended is known.
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	f.rev, f.events = 0, nil
+	for resp := range w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at+1), clientv3.WithFragment()) {
+		if err := resp.Err(); err != nil {
+			if errors.Is(err, rpctypes.ErrCompacted) {
+				return errGap
+			}
+			return err
+		}
+		for _, e := range resp.Events {
+			if err := f.take(e); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.New("the watch ended by itself")
+}
+
+// take adds an event. etcd tells the changes of a transaction in the order in
+// which they were asked for, in one message or several.
+func (f *feed) take(e *clientv3.Event) error {
+	s := f.store
+	if e.Kv.ModRevision <= f.at {
+		return fmt.Errorf("%w: revision %d", errDisorder, e.Kv.ModRevision)
+	}
+	if e.Kv.ModRevision != f.rev {
+		f.rev, f.events = e.Kv.ModRevision, nil // What has no head was no Update's.
+	}
+	if !s.at.isHead(e.Kv.Key) {
+		ev := store.Event{Key: s.at.key(e.Kv.Key)}
+		if e.Type == clientv3.EventTypePut {
+			ev.Value = append(make([]byte, 0, len(e.Kv.Value)), e.Kv.Value...)
+		}
+		f.events = append(f.events, ev)
+		return nil
+	}
+	f.at = f.rev
+	if len(f.events) > 0 && e.Type == clientv3.EventTypePut {
+		slices.SortFunc(f.events, func(a, b store.Event) int { return strings.Compare(a.Key, b.Key) })
+		s.ring.publish(store.Batch{Revision: store.Revision(f.rev), Events: f.events})
+	}
+	f.rev, f.events = 0, nil
+	return nil
+}

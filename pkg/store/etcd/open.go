@@ -1,0 +1,149 @@
+package etcd
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/credence-id/credence/pkg/store"
+)
+
+const (
+	// engine is the configured name.
+	engine = "etcd"
+	// format is the layout that this program writes, see layout.go.
+	format = 1
+)
+
+// record is what the key "store" holds.
+type record struct {
+	Format int    `json:"format"`
+	ID     string `json:"id"`
+}
+
+// Open connects to etcd and opens the store below the prefix, making it if
+// nothing is there. It gives etcd DialTimeout to answer. It returns
+// store.ErrFormat when a newer program wrote the store, store.ErrUnavailable
+// with the reason when etcd cannot be used, and a [FieldError] for what is wrong
+// with the configuration. ctx is for opening: the store lives until Close.
+func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	s := &Store{
+		cfg: cfg, at: layout{cfg.Prefix}, slots: semaphore.NewWeighted(maxUpdates),
+		locks: newLocks(), closing: make(chan struct{}),
+	}
+	randomBytes(s.who[:])
+	s.life, s.die = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			s.die()
+		}
+	}()
+	if s.client, err = dial(s.life, cfg); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.client.Close() // Why it is not used is the error to tell.
+		}
+	}()
+	s.metrics = newMetrics(s)
+	m, err := s.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.ring = newRing(m.rev, cfg.RingBytes)
+	if err := s.metrics.register(cfg.Registerer); err != nil {
+		return nil, err
+	}
+	f := &feed{store: s, at: m.at}
+	s.background.Go(func() { f.run(s.life) })
+	if cfg.History > 0 {
+		s.background.Go(func() { s.compactForEver(s.life) })
+	}
+	return s, nil
+}
+
+// load reads the record of the store, which it makes if there is none.
+func (s *Store) load(ctx context.Context) (m moment, err error) {
+	limited, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
+	defer cancel()
+	for {
+		m, err = s.loadOnce(limited)
+		passes := errors.Is(err, store.ErrUnavailable) && (diagnose(err) == causeAway || diagnose(err) == causeLeader || diagnose(err) == causeSlow)
+		if !passes || limited.Err() != nil {
+			break
+		}
+	}
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, store.ErrUnavailable) {
+		err = explain("opening the store", err)
+	}
+	return m, err
+}
+
+func (s *Store) loadOnce(ctx context.Context) (moment, error) {
+	var resp *clientv3.TxnResponse
+	ops := append(s.momentOps(""), clientv3.OpGet(s.cfg.Prefix, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()))
+	err := s.attempt(ctx, "opening the store", func(ctx context.Context) (err error) {
+		resp, err = s.client.Txn(ctx).Then(ops...).Commit()
+		return err
+	})
+	if err != nil {
+		return moment{}, err
+	}
+	text, head, present := first(resp.Responses[1]), first(resp.Responses[0]), first(resp.Responses[2])
+	switch {
+	case present == nil:
+		if err := s.create(ctx); err != nil {
+			return moment{}, err
+		}
+		return s.loadOnce(ctx)
+	case text == nil || head == nil:
+		return moment{}, fmt.Errorf("store: the keys below %s in etcd, such as %q, are not a store of this program: choose another prefix", s.cfg.Prefix, present.Key)
+	}
+	if err := s.read(text.Value); err != nil {
+		return moment{}, err
+	}
+	return s.moment(resp)
+}
+
+// read takes the record apart and refuses what this program cannot read.
+func (s *Store) read(text []byte) error {
+	var r record
+	if err := json.Unmarshal(text, &r); err != nil || r.Format < 1 || len(r.ID) != 32 {
+		return fmt.Errorf("store: %s in etcd is not the record of a store of this program: choose another prefix", s.at.store())
+	}
+	if r.Format > format {
+		return fmt.Errorf("%w: %s in etcd has format %d, this program knows up to %d: run the newer program",
+			store.ErrFormat, s.cfg.Prefix, r.Format, format)
+	}
+	s.record = string(text)
+	s.info = store.Info{ID: r.ID, Format: r.Format, Engine: engine}
+	return nil
+}
+
+// create makes an empty store, unless somebody else has written below the
+// prefix in the meantime.
+func (s *Store) create(ctx context.Context) error {
+	var id [16]byte
+	randomBytes(id[:])
+	text, err := json.Marshal(record{Format: format, ID: hex.EncodeToString(id[:])})
+	if err != nil {
+		return fmt.Errorf("store: making its record: %w", err)
+	}
+	return s.attempt(ctx, "making the store", func(ctx context.Context) error {
+		_, err := s.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.CreateRevision(s.cfg.Prefix), "=", 0).WithPrefix()).
+			Then(clientv3.OpPut(s.at.store(), string(text)), clientv3.OpPut(s.at.head(), "")).
+			Commit()
+		return err
+	})
+}
