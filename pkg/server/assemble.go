@@ -43,6 +43,7 @@ import (
 var (
 	dataStores = map[string]func(config.Plugin, Settings, *choice) (openStore, error){
 		"bolt": chooseBolt,
+		"etcd": chooseEtcd,
 		"sql":  chooseSQL,
 	}
 	keyManagers = map[string]func(config.Plugin, Settings, *choice) (openKeys, error){
@@ -203,7 +204,7 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	if err != nil {
 		return nil, err
 	}
-	engine, err := c.store(ctx, storeEnv{log: log, reg: k.metrics})
+	engine, err := c.openWhole(ctx, storeEnv{log: log, reg: k.metrics})
 	if err != nil {
 		return nil, err
 	}

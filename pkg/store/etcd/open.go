@@ -126,7 +126,7 @@ func (s *Store) read(text []byte) error {
 			store.ErrFormat, s.cfg.Prefix, r.Format, format)
 	}
 	s.record = string(text)
-	s.info = store.Info{ID: r.ID, Format: r.Format, Engine: engine}
+	s.info = store.Info{ID: r.ID, Format: r.Format, Engine: engine, Remote: true}
 	return nil
 }
 
