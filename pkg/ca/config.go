@@ -39,6 +39,12 @@ type Registry interface {
 	// LoadJournal reads a server's journal from the store; an empty one when
 	// there is none.
 	LoadJournal(ctx context.Context, serverID string) (*recordv1.Journal, error)
+	// FindJournal returns the ID of the server whose journal match says yes
+	// to, or "".
+	FindJournal(ctx context.Context, match func(*recordv1.Journal) bool) (serverID string, err error)
+	// UpdateGoneAuthorities is UpdateAuthorities for another server, or
+	// registry.ErrRunning while that one runs.
+	UpdateGoneAuthorities(ctx context.Context, serverID string, fn func(*registry.Bundle, *recordv1.Journal) error) error
 	// LoadBundle reads a bundle from the store, not from the index. It returns
 	// registry.ErrNotFound when there is none.
 	LoadBundle(ctx context.Context, td spiffeid.TrustDomain) (*registry.Bundle, error)

@@ -94,6 +94,8 @@ const (
 	NotYetTainted
 	// Tainted: it is not tainted (revoke).
 	Tainted
+	// OwnerAway: it is of another server, which runs (taint, revoke).
+	OwnerAway
 )
 
 // Refusal says why a step of an operator was not taken.
@@ -172,10 +174,11 @@ func (r *rotor) fit(m *member, now time.Time) error {
 }
 
 // Taint marks an old authority, in the bundle, as one that must not be relied
-// on: whoever holds an SVID of it gets another at once.
+// on: whoever holds an SVID of it gets another at once. One of another server
+// can be tainted while that one does not run, in any state.
 func (l Line) Taint(ctx context.Context, id string) (View, error) {
 	r := l.r
-	v, err := r.withdrawn(ctx, id, func(b *registry.Bundle, m *member) error {
+	edit := func(b *registry.Bundle, m *member) error {
 		flag := r.taint(b, m)
 		switch {
 		case flag == nil:
@@ -186,7 +189,11 @@ func (l Line) Taint(ctx context.Context, id string) (View, error) {
 		*flag = true
 		m.tainted = true
 		return nil
-	})
+	}
+	v, err := r.withdrawn(ctx, id, edit)
+	if isRule(err, KnownAuthority) {
+		v, err = l.gone(ctx, id, edit)
+	}
 	if err == nil {
 		n, dropped := l.outstanding(id)
 		r.log.Warn("authority: tainted by an operator, everything it signed is being replaced",
@@ -196,11 +203,11 @@ func (l Line) Taint(ctx context.Context, id string) (View, error) {
 }
 
 // Revoke removes an authority that is old and tainted from the bundle: what it
-// signed does not verify any more. A tainted JWT authority of another server is
-// removed too.
+// signed does not verify any more. One of another server can be revoked while
+// that one does not run, and a tainted JWT authority at any time.
 func (l Line) Revoke(ctx context.Context, id string) (View, error) {
 	r := l.r
-	v, err := r.withdrawn(ctx, id, func(b *registry.Bundle, m *member) error {
+	edit := func(b *registry.Bundle, m *member) error {
 		flag := r.taint(b, m)
 		switch {
 		case flag == nil:
@@ -211,8 +218,12 @@ func (l Line) Revoke(ctx context.Context, id string) (View, error) {
 		r.withdraw(b, m)
 		m.tainted, m.revoked = true, true
 		return nil
-	})
-	if e, ok := errors.AsType[*Refusal](err); ok && e.Rule == KnownAuthority && r == l.a.jwt {
+	}
+	v, err := r.withdrawn(ctx, id, edit)
+	if isRule(err, KnownAuthority) {
+		v, err = l.gone(ctx, id, edit)
+	}
+	if r == l.a.jwt && (isRule(err, KnownAuthority) || isRule(err, OwnerAway)) {
 		v, err = r.strike(ctx, id)
 	}
 	if err == nil {

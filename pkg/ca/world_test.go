@@ -391,6 +391,20 @@ func (f *faults) UpdateAuthorities(ctx context.Context, id string, fn func(*regi
 	return b, j, err
 }
 
+func (f *faults) FindJournal(ctx context.Context, match func(*recordv1.Journal) bool) (string, error) {
+	if err := f.storeDown(); err != nil {
+		return "", err
+	}
+	return f.reg.FindJournal(ctx, match)
+}
+
+func (f *faults) UpdateGoneAuthorities(ctx context.Context, id string, fn func(*registry.Bundle, *recordv1.Journal) error) error {
+	if err := f.storeDown(); err != nil {
+		return err
+	}
+	return f.effect(func() error { return f.reg.UpdateGoneAuthorities(ctx, id, fn) })
+}
+
 func (f *faults) LoadJournal(ctx context.Context, id string) (*recordv1.Journal, error) {
 	if err := f.storeDown(); err != nil {
 		return nil, err

@@ -32,6 +32,8 @@ var (
 	ErrTokenExpired = fmt.Errorf("%w: it has expired", ErrTokenRefused)
 	// ErrTokenUsed: another key has used it, or its agent was removed.
 	ErrTokenUsed = fmt.Errorf("%w: it was used before", ErrTokenRefused)
+	// ErrRunning is returned for a change of what belongs to a server that runs.
+	ErrRunning = errors.New("the server that it belongs to is running")
 	// ErrTrustDomain is returned by New for a store of another trust domain.
 	ErrTrustDomain = errors.New("store belongs to another trust domain")
 )

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -94,6 +96,64 @@ func (r *Registry) UpdateAuthorities(ctx context.Context, serverID string, chang
 		return nil, nil, fmt.Errorf("updating authorities of server %q: %w", serverID, err)
 	}
 	return u.at(rev), j, nil
+}
+
+// FindJournal returns the ID of the server whose journal match says yes to, or ""
+// when there is none.
+func (r *Registry) FindJournal(ctx context.Context, match func(*recordv1.Journal) bool) (serverID string, err error) {
+	err = r.store.View(ctx, func(tx store.Tx) error {
+		for kv, err := range tx.Scan(tableJournal, "") {
+			if err != nil {
+				return err
+			}
+			j := &recordv1.Journal{}
+			if err := proto.Unmarshal(kv.Value, j); err != nil {
+				return fmt.Errorf("decoding: %w", err)
+			}
+			if match(j) {
+				serverID = strings.TrimPrefix(kv.Key, tableJournal)
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("looking through the servers' journals: %w", err)
+	}
+	return serverID, nil
+}
+
+// goneWait is how long a server is given to show that it runs, by not letting go
+// of its lock.
+const goneWait = 2 * time.Second
+
+// UpdateGoneAuthorities is UpdateAuthorities for another server, which does not
+// run: that one's lock is held meanwhile. It returns ErrRunning when it does.
+func (r *Registry) UpdateGoneAuthorities(ctx context.Context, serverID string, change func(*Bundle, *recordv1.Journal) error) error {
+	waiting, cancel := context.WithTimeout(ctx, goneWait)
+	defer cancel()
+	lock, err := r.store.Lock(waiting, ServerLock(serverID))
+	if err != nil {
+		if waiting.Err() != nil && ctx.Err() == nil {
+			err = ErrRunning
+		}
+		return fmt.Errorf("updating authorities of server %q: %w", serverID, err)
+	}
+	defer lock.Unlock()
+	_, err = lock.Update(ctx, func(tx store.RWTx) error {
+		u, err := beginBundle(tx, r.td)
+		if err != nil {
+			return err
+		}
+		if _, err := changeJournal(tx, serverID, func(j *recordv1.Journal) error { return change(u.bundle, j) }); err != nil {
+			return err
+		}
+		return u.write(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("updating authorities of server %q: %w", serverID, err)
+	}
+	return nil
 }
 
 // ServerLock is the name of the store's lock that a server holds while it runs.

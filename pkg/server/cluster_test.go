@@ -72,11 +72,14 @@ func (a *testAgent) at(t testing.TB, r *running) *grpc.ClientConn {
 type tether struct {
 	store.Store
 	heads atomic.Int64 // how often the head was asked for
+	// loading, if set, makes the tether slow once the server is put together.
+	loading bool
 
 	mu sync.Mutex
 	// guarded by mu:
 	away chan struct{} // not nil: cut, and closed when that ends
 	late chan struct{} // not nil: the log lags, and closed when that ends
+	slow chan struct{} // not nil: nothing is read, and closed when that ends
 	held []store.Lock
 	info store.Info
 	back store.Revision // how far the store seems to have been put back
@@ -161,6 +164,16 @@ func (w *tether) View(ctx context.Context, fn func(store.Tx) error) error {
 	if err := w.reach(ctx); err != nil {
 		return err
 	}
+	w.mu.Lock()
+	slow := w.slow
+	w.mu.Unlock()
+	if slow != nil {
+		select {
+		case <-slow:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	return w.Store.View(ctx, fn)
 }
 
@@ -216,6 +229,7 @@ func (w *tether) Info() store.Info {
 func (w *tether) Close() error {
 	w.heal()
 	w.catchUp()
+	w.set(&w.slow, false)
 	w.expire()
 	return nil
 }

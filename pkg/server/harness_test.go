@@ -66,8 +66,11 @@ type running struct {
 	// inside is for what no API can do yet, such as changing the bundle.
 	inside *control
 	// way is to the store that the server shares with others, if it does.
-	way  *tether
-	stop func() error // stops it and returns what Run returned; may be called twice
+	way *tether
+	// ended is set by tests whose server ends by itself.
+	ended bool
+	done  chan struct{} // closed when Run has returned
+	stop  func() error  // stops it and returns what Run returned; may be called twice
 }
 
 // start runs a server until the test ends.
@@ -100,16 +103,26 @@ func startOn(t testing.TB, cfg Config, way *tether) *running {
 	if way != nil {
 		srv.choice.store = func(context.Context, storeEnv) (store.Store, error) { return way, nil }
 	}
-	srv.assembled = func(k *control) { r.inside = k }
+	srv.assembled = func(k *control) {
+		r.inside = k
+		if way != nil && way.loading {
+			way.set(&way.slow, true)
+		}
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
+	r.done = make(chan struct{})
+	go func() {
+		err := srv.Run(ctx)
+		close(r.done)
+		done <- err
+	}()
 	r.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-done
 	})
 	t.Cleanup(func() {
-		if err := r.stop(); err != nil {
+		if err := r.stop(); err != nil && !r.ended {
 			t.Errorf("Run: %v", err)
 		}
 		if t.Failed() {

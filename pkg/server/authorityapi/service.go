@@ -197,6 +197,8 @@ func (k kind) tainting(err error) error {
 		return unready(rpcerr.Prefix(err, doing), err)
 	case refusal.Rule == ca.NotYetTainted:
 		return rpcerr.New(codes.Internal, "%s: %s", doing, k.words.tainted)
+	case refusal.Rule == ca.OwnerAway:
+		return rpcerr.New(codes.FailedPrecondition, "%s: %s", doing, refusal.Error())
 	case refusal.Rule == ca.Published:
 		return rpcerr.New(codes.Internal, "%s: %s", doing, k.words.goneTaint)
 	case refusal.State == "ACTIVE":
@@ -260,6 +262,8 @@ func (k kind) revocation(err error) error {
 		return unready(rpcerr.Prefix(err, doing), err)
 	case refusal.Rule == ca.Tainted:
 		return rpcerr.New(codes.Internal, "%s: %s", doing, k.words.untainted)
+	case refusal.Rule == ca.OwnerAway:
+		return rpcerr.New(codes.FailedPrecondition, "%s: %s", doing, refusal.Error())
 	case refusal.Rule == ca.Published:
 		return rpcerr.New(codes.Internal, "%s: %s", doing, k.words.goneRevoke)
 	case refusal.State == "ACTIVE":
