@@ -78,6 +78,11 @@ type Settings struct {
 	// AuditLogEnabled writes a record of every decision.
 	AuditLogEnabled bool `hcl:"audit_log_enabled"`
 
+	// DrainTimeout is for how long a server that is told to stop waits for agents
+	// that have another server to go there; 0s: not at all. Agents without another
+	// one are not waited for.
+	DrainTimeout *time.Duration `hcl:"drain_timeout" default:"10s" ours:"true"`
+
 	// CATTL is the lifetime of the X.509 authority and of JWT keys.
 	CATTL time.Duration `hcl:"ca_ttl" default:"24h"`
 	// CAKeyType is the key type of the X.509 authority: ec-p256, ec-p384,

@@ -111,6 +111,9 @@ func (k *control) ready(ctx context.Context) error {
 	if k.state.stopping.Load() {
 		return errors.New("the server is stopping")
 	}
+	if k.hub.Draining() {
+		return errors.New("the server is being drained")
+	}
 	if !k.state.loaded.Load() {
 		return errors.New("the store is being read")
 	}

@@ -42,7 +42,8 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Run opens the store, makes or loads the authority and serves until ctx ends;
-// then it lets calls in flight finish and returns nil. What keeps it from
+// then it lets agents go to other servers and calls in flight finish, and
+// returns nil. What keeps it from
 // starting, such as a busy port, is returned as one line with the file's key. A
 // Server is run once.
 func (s *Server) Run(ctx context.Context) (err error) {
@@ -136,6 +137,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	}
 	k.state.stopping.Store(true)
 	k.health.Stop()
+	k.drain(parts)
 	k.hub.Stop()
 	stopServers(k.door, stopGrace, overTLS, admin)
 	k.attest.Wait()

@@ -118,6 +118,9 @@ func (s Settings) lifetimes(report reporter) {
 	if s.MaxStaleness < minTTL {
 		report("server.max_staleness", "%v is shorter than %v", s.MaxStaleness, minTTL)
 	}
+	if d := *s.DrainTimeout; d < 0 {
+		report("server.drain_timeout", "%v is negative; 0s stops without waiting for agents", d)
+	}
 	if s.PruneAttestedNodesExpiredFor < 0 {
 		report("server.prune_attested_nodes_expired_for", "%v is negative", s.PruneAttestedNodesExpiredFor)
 	}

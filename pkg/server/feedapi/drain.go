@@ -39,6 +39,7 @@ func (h *Hub) Drain(ctx context.Context, over time.Duration, progress func(left 
 	if err != nil {
 		return err
 	}
+	h.drainingChanged()
 	h.cfg.Logger.InfoContext(ctx, "draining: agents are asked to go to other servers",
 		telemetry.Count, len(d.tell), telemetry.Elapsed, over)
 	begin, all, said := time.Now(), len(d.tell), -1
@@ -75,11 +76,21 @@ func (h *Hub) Drain(ctx context.Context, over time.Duration, progress func(left 
 // to go may still go.
 func (h *Hub) Undrain() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.calledOff != nil {
+	draining := h.calledOff != nil
+	if draining {
 		close(h.calledOff)
 		h.calledOff = nil
+	}
+	h.mu.Unlock()
+	if draining {
 		h.cfg.Logger.Info("the drain was called off: agents are let in again")
+		h.drainingChanged()
+	}
+}
+
+func (h *Hub) drainingChanged() {
+	if h.cfg.OnDraining != nil {
+		h.cfg.OnDraining()
 	}
 }
 

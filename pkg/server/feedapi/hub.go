@@ -36,6 +36,8 @@ type Config struct {
 	// SetVersion remembers the version an agent says it has, when it is
 	// another one than before.
 	SetVersion func(ctx context.Context, agent spiffeid.ID, version string) error
+	// OnDraining is called when what Draining says has changed; may be nil.
+	OnDraining func()
 	// CatchUp bounds the wait for the log when an agent has seen more of it
 	// than this server; default 10 s.
 	CatchUp time.Duration
