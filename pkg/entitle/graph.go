@@ -56,15 +56,22 @@ type grant struct {
 	at     int32 // position in the parent's family
 	bucket uint8
 	alias  bool
-	// expires saves readers a look at the entry.
-	expires bool
+	// expires and federates save readers a look at the entry.
+	expires   bool
+	federates bool
 }
 
 // family is the entries with one parent, aliases excepted. It is there as long
-// as it has a member.
+// as it has a member. What it keeps beside them answers for all of them at once.
 type family struct {
 	parent  string
 	members []*grant
+	// sums are over the members, see feedv1; nil while there are few.
+	sums *[feedv1.Buckets]uint64
+	// branches are the members with entries below them.
+	branches map[*grant]struct{}
+	// domains counts the members that federate with each trust domain.
+	domains map[spiffeid.TrustDomain]int
 }
 
 // alias is what is known of a grant that is a node alias.
@@ -162,28 +169,6 @@ func (t *tables) grantsOf(entries []registry.EntryChange) []*grant {
 	return grants
 }
 
-// Snapshot is what an agent may have at one revision.
-type Snapshot struct {
-	StoreID  string
-	Revision store.Revision
-	// Entries are in no order. They are shared and must not be changed.
-	Entries []*registry.Packed
-	// Buckets are the sums over Entries, see feedv1.
-	Buckets [feedv1.Buckets]uint64
-}
-
-// Snapshot returns what the agent may have at now, all of one revision.
-func (g *Graph) Snapshot(id spiffeid.ID, now time.Time) Snapshot {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	s := Snapshot{StoreID: g.storeID, Revision: g.revision}
-	g.visit(id, now, func(gr *grant) {
-		s.Entries = append(s.Entries, gr.entry)
-		s.Buckets[gr.bucket] ^= gr.sum
-	})
-	return s
-}
-
 // Authorized returns the entries that the agent may have at now, in no order;
 // none for one that is not attested, banned or expired. The entries are shared
 // and must not be changed.
@@ -193,15 +178,6 @@ func (g *Graph) Authorized(id spiffeid.ID, now time.Time) []*registry.Packed {
 	var out []*registry.Packed
 	g.visit(id, now, func(gr *grant) { out = append(out, gr.entry) })
 	return out
-}
-
-// Digest returns the bucket sums over what the agent may have at now, see
-// feedv1.
-func (g *Graph) Digest(id spiffeid.ID, now time.Time) (sums [feedv1.Buckets]uint64) {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	g.visit(id, now, func(gr *grant) { sums[gr.bucket] ^= gr.sum })
-	return sums
 }
 
 // Lookup returns the entry if the agent may have it at now. It walks up from the

@@ -2,6 +2,7 @@ package entitle
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/store"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 )
 
 func id(path string) spiffeid.ID { return spiffeid.RequireFromPath(td, path) }
@@ -204,6 +206,38 @@ func TestResetForgetsEverything(t *testing.T) {
 	}
 }
 
+// A family that has grown keeps its sums, and keeps them right whatever becomes
+// of its members.
+func TestSumsOfALargeFamily(t *testing.T) {
+	t.Parallel()
+	l := &log{graph: New(td)}
+	a := newAgent("a")
+	l.apply(a)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 4 * summed {
+		e := newEntry(fmt.Sprint("e", rnd.IntN(2*summed)), a.ID.Path(), "/w")
+		switch rnd.IntN(8) {
+		case 0:
+			l.apply(e.ID)
+		case 1:
+			e.ParentID = id("/other")
+			l.apply(e)
+		default:
+			l.apply(e)
+		}
+	}
+	f := l.graph.families[a.ID.Path()]
+	if len(f.members) <= summed || f.sums == nil {
+		t.Fatalf("%d members, sums %t", len(f.members), f.sums != nil)
+	}
+	whole := l.graph.Snapshot(a.ID, start)
+	all := func(uint8) bool { return true }
+	got := l.graph.Compare(a.ID, func(*[feedv1.Buckets]uint64) func(uint8) bool { return all })
+	if got.Buckets != whole.Buckets || len(got.Entries) != len(whole.Entries) {
+		t.Errorf("%d entries, want %d, or other sums", len(got.Entries), len(whole.Entries))
+	}
+}
+
 // bench100k is 100,000 entries and 5,000 agents behind one alias, 10,000 of the
 // entries below it.
 func bench100k() *registry.Commit {
@@ -259,6 +293,17 @@ func BenchmarkSnapshot10k(b *testing.B) {
 		if s := g.Snapshot(agent, start); len(s.Entries) != 10_018 {
 			b.Fatal(len(s.Entries))
 		}
+	}
+}
+
+// An agent that has all of 10,000 entries comes back.
+func BenchmarkCompareSame10k(b *testing.B) {
+	g := New(td)
+	g.Apply(bench100k())
+	agent := id("/spire/agent/test/7")
+	b.ReportAllocs()
+	for b.Loop() {
+		g.Compare(agent, func(*[feedv1.Buckets]uint64) func(uint8) bool { return nil })
 	}
 }
 

@@ -146,6 +146,9 @@ func (u universe) entry(t *rapid.T, id string, rev store.Revision) *registry.Ent
 	if rapid.IntRange(0, 3).Draw(t, "does it expire") == 0 {
 		e.ExpiresAt = start.Add(time.Duration(rapid.IntRange(1, 40).Draw(t, "expiry")) * time.Minute)
 	}
+	if rapid.IntRange(0, 3).Draw(t, "does it federate") == 0 {
+		e.FederatesWith = []spiffeid.TrustDomain{foreign, spiffeid.RequireTrustDomainFromString("b.test")}[:rapid.IntRange(1, 2).Draw(t, "with")]
+	}
 	return e
 }
 
@@ -178,8 +181,8 @@ func (u universe) commit(t *rapid.T, m *model, rev store.Revision) *registry.Com
 				fresh := now
 				now = old.Clone()
 				now.ModRevision = rev
-				if rapid.Bool().Draw(t, "expiry only") {
-					now.ExpiresAt = fresh.ExpiresAt
+				if rapid.Bool().Draw(t, "in place") {
+					now.ExpiresAt, now.FederatesWith = fresh.ExpiresAt, fresh.FederatesWith
 				} else {
 					now.Selectors = fresh.Selectors
 				}
@@ -224,7 +227,7 @@ func TestGraphIsTheModel(t *testing.T) {
 			}
 			for _, id := range u.agents {
 				want := m.authorized(id, now)
-				checkAgent(t, g, u, id, now, rev, want)
+				checkAgent(t, g, m, u, id, now, rev, want)
 				if a := m.agents[id]; a != nil && !expiry[id].IsZero() && !expiry[id].Equal(a.ExpiresAt()) {
 					continue // Touched does not speak of SVIDs that expire later now.
 				}
@@ -235,7 +238,7 @@ func TestGraphIsTheModel(t *testing.T) {
 	})
 }
 
-func checkAgent(t *rapid.T, g *Graph, u universe, id spiffeid.ID, now time.Time, rev store.Revision, want map[string]*known) {
+func checkAgent(t *rapid.T, g *Graph, m *model, u universe, id spiffeid.ID, now time.Time, rev store.Revision, want map[string]*known) {
 	list := g.Authorized(id, now)
 	got := byID(list)
 	if len(list) != len(got) {
@@ -250,12 +253,38 @@ func checkAgent(t *rapid.T, g *Graph, u universe, id spiffeid.ID, now time.Time,
 			t.Fatalf("Lookup(%s, %s): got %v, want %v", id, entryID, e, want[entryID])
 		}
 	}
-	if g.Digest(id, now) != digestOf(want) {
-		t.Fatalf("%s: digest is not that of the model", id)
-	}
+	checkCompare(t, g, id, m.authorized(id, time.Time{}))
 	s := g.Snapshot(id, now)
 	if s.Revision != rev || s.StoreID != "s" || len(s.Entries) != len(want) || s.Buckets != digestOf(want) {
 		t.Fatalf("%s: snapshot at %d does not agree with the model at %d", id, s.Revision, rev)
+	}
+}
+
+// checkCompare holds what is kept for whole families against the model.
+func checkCompare(t *rapid.T, g *Graph, id spiffeid.ID, want map[string]*known) {
+	limit := uint8(rapid.IntRange(0, 255).Draw(t, "buckets"))
+	some := func(bucket uint8) bool { return bucket <= limit }
+	for name, wanted := range map[string]func(uint8) bool{"none": nil, "some": some} {
+		var shown [feedv1.Buckets]uint64
+		s := g.Compare(id, func(sums *[feedv1.Buckets]uint64) func(uint8) bool {
+			shown = *sums
+			return wanted
+		})
+		entries, domains := map[string]*registry.Packed{}, map[spiffeid.TrustDomain]struct{}{}
+		for entryID, e := range want {
+			if wanted != nil && wanted(feedv1.Bucket(entryID)) {
+				entries[entryID] = e.packed
+			}
+			for _, td := range e.FederatesWith {
+				domains[td] = struct{}{}
+			}
+		}
+		if s.Buckets != digestOf(want) || s.Buckets != shown || !maps.Equal(entries, byID(s.Entries)) || len(entries) != len(s.Entries) {
+			t.Fatalf("%s, %s: compared, the snapshot does not agree with the model", id, name)
+		}
+		if !maps.Equal(domains, s.Domains) || !maps.Equal(domains, g.Domains(id)) || !maps.Equal(domains, g.Snapshot(id, time.Time{}).Domains) {
+			t.Fatalf("%s: domains are %v, want %v", id, s.Domains, domains)
+		}
 	}
 }
 
@@ -321,6 +350,11 @@ func checkTables(t *rapid.T, tb *tables, m *model) {
 			t.Fatalf("family of %s is empty", parent)
 		}
 		members += len(f.members)
+		for _, gr := range f.members {
+			if _, listed := f.branches[gr]; listed != (gr.below != nil) || gr.below != tb.families[gr.path()] {
+				t.Fatalf("family of %s does not know what is below %s", parent, gr.entry.ID())
+			}
+		}
 	}
 	listed := 0
 	for _, list := range tb.aliasesBy {

@@ -22,11 +22,14 @@ func (t *tables) relevant(e *registry.Packed) bool {
 }
 
 func newGrant(e *registry.Packed) *grant {
-	id := e.ID()
-	return &grant{
-		entry: e, alias: e.IsAlias(), bucket: feedv1.Bucket(id),
-		expires: e.Expires(), sum: feedv1.Sum(id, uint64(e.ModRevision())),
-	}
+	gr := &grant{alias: e.IsAlias(), bucket: feedv1.Bucket(e.ID())}
+	gr.set(e)
+	return gr
+}
+
+func (gr *grant) set(e *registry.Packed) {
+	gr.entry, gr.expires, gr.federates = e, e.Expires(), e.Federates()
+	gr.sum = feedv1.Sum(e.ID(), uint64(e.ModRevision()))
 }
 
 // path is that of the SPIFFE ID that the grant gives, and parent that of the one
@@ -47,10 +50,15 @@ func (gr *grant) parent() string {
 
 // set gives the grant a version of its entry with the same edge.
 func (t *tables) set(gr *grant, e *registry.Packed) {
-	gr.entry, gr.expires = e, e.Expires()
-	id := e.ID()
-	gr.sum = feedv1.Sum(id, uint64(e.ModRevision()))
-	t.grants[id] = gr
+	if gr.alias {
+		gr.set(e)
+	} else {
+		f := t.families[gr.parent()]
+		f.leave(gr)
+		gr.set(e)
+		f.join(gr)
+	}
+	t.grants[e.ID()] = gr
 	if gr.prev == nil {
 		t.holders[gr.path()] = gr
 	}
@@ -75,8 +83,7 @@ func (t *tables) insert(gr *grant) {
 		t.families[f.parent] = f
 		t.setBelow(f.parent, f)
 	}
-	gr.at = int32(len(f.members))
-	f.members = append(f.members, gr)
+	f.join(gr)
 }
 
 // remove takes a grant out of every table.
@@ -99,11 +106,7 @@ func (t *tables) remove(gr *grant) {
 		return
 	}
 	f := t.families[gr.parent()]
-	last := len(f.members) - 1
-	f.members[gr.at] = f.members[last]
-	f.members[gr.at].at = gr.at
-	f.members[last] = nil
-	if f.members = f.members[:last]; last == 0 {
+	if f.leave(gr); len(f.members) == 0 {
 		delete(t.families, f.parent)
 		t.setBelow(f.parent, nil)
 	}
@@ -113,6 +116,9 @@ func (t *tables) remove(gr *grant) {
 func (t *tables) setBelow(path string, f *family) {
 	for h := t.holders[path]; h != nil; h = h.next {
 		h.below = f
+		if !h.alias {
+			t.families[h.parent()].branch(h)
+		}
 	}
 }
 

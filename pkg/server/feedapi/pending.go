@@ -17,7 +17,10 @@ type bucketSet [feedv1.Buckets / 64]uint64
 func (b *bucketSet) add(i uint8)      { b[i/64] |= 1 << (i % 64) }
 func (b *bucketSet) has(i uint8) bool { return b[i/64]&(1<<(i%64)) != 0 }
 func (b *bucketSet) empty() bool      { return *b == bucketSet{} }
-func (b *bucketSet) addAll()          { *b = bucketSet{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)} }
+func (b *bucketSet) full() bool       { return *b == everyBucket }
+func (b *bucketSet) addAll()          { *b = everyBucket }
+
+var everyBucket = bucketSet{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
 
 // list is the set in order, as the wire wants it.
 func (b *bucketSet) list() []uint32 {

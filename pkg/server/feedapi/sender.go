@@ -26,15 +26,20 @@ type sender struct {
 // after the backup a second time, with other content, so the same entry ID at
 // the same revision need not be the same entry.
 func (s *sender) first(ctx context.Context, open *feedv1.Open, known bool) error {
-	snap, err := s.snapshot(ctx)
-	if err != nil {
-		return err
-	}
 	var buckets bucketSet
-	if known {
-		buckets = differing(open.GetBuckets(), &snap.Buckets)
-	} else {
-		buckets.addAll()
+	snap := s.hub.cfg.Graph.Compare(s.st.agent, func(now *[feedv1.Buckets]uint64) func(uint8) bool {
+		if known {
+			buckets = differing(open.GetBuckets(), now)
+		} else {
+			buckets.addAll()
+		}
+		if buckets.empty() {
+			return nil
+		}
+		return buckets.has
+	})
+	if err := s.marked(ctx, snap); err != nil {
+		return err
 	}
 	for _, b := range open.GetBundles() {
 		td, err := spiffeid.TrustDomainFromString(b.GetTrustDomain())
@@ -86,7 +91,7 @@ func (s *sender) round(ctx context.Context, rev store.Revision, p pending) error
 		}
 	}
 	if p.shrunk {
-		if err := s.dropBundles(&c, s.needed(s.hub.snapshot(s.st.agent))); err != nil {
+		if err := s.dropBundles(&c, s.needed(s.hub.cfg.Graph.Domains(s.st.agent))); err != nil {
 			return err
 		}
 	}
@@ -152,10 +157,15 @@ func (s *sender) settle(snap entitle.Snapshot, p pending) error {
 // been made.
 func (s *sender) snapshot(ctx context.Context) (entitle.Snapshot, error) {
 	snap := s.hub.snapshot(s.st.agent)
+	return snap, s.marked(ctx, snap)
+}
+
+// marked returns when all marks of the snapshot's revision have been made.
+func (s *sender) marked(ctx context.Context, snap entitle.Snapshot) error {
 	if err := s.hub.await(ctx, snap.Revision); err != nil {
-		return entitle.Snapshot{}, fmt.Errorf("waiting for revision %d: %w", snap.Revision, err)
+		return fmt.Errorf("waiting for revision %d: %w", snap.Revision, err)
 	}
-	return snap, nil
+	return nil
 }
 
 // full makes the agent hold exactly the snapshot, given that it differs in the
@@ -166,7 +176,7 @@ func (s *sender) full(snap entitle.Snapshot, buckets bucketSet, entries map[stri
 		s.hub.metrics.resyncs.Inc()
 		c.resync(buckets.list())
 	}
-	needed := s.needed(snap)
+	needed := s.needed(snap.Domains)
 	for td := range needed {
 		if err := s.bundle(&c, td); err != nil {
 			return err
@@ -200,7 +210,7 @@ func (s *sender) snapshotEntries(c *chunks, snap entitle.Snapshot, buckets bucke
 		if named {
 			there[id] = struct{}{}
 		}
-		if !named && !buckets.has(feedv1.Bucket(id)) {
+		if !named && !buckets.full() && !buckets.has(feedv1.Bucket(id)) {
 			continue
 		}
 		if err := s.entry(c, e); err != nil {
@@ -253,12 +263,7 @@ func (s *sender) dropBundles(c *chunks, needed map[spiffeid.TrustDomain]struct{}
 
 // needed are the trust domains whose bundles go with the entries: our own, and
 // those that an entry federates with.
-func (s *sender) needed(snap entitle.Snapshot) map[spiffeid.TrustDomain]struct{} {
-	out := map[spiffeid.TrustDomain]struct{}{s.hub.cfg.TrustDomain: {}}
-	for _, e := range snap.Entries {
-		for _, td := range e.FederatesWith() {
-			out[td] = struct{}{}
-		}
-	}
-	return out
+func (s *sender) needed(domains map[spiffeid.TrustDomain]struct{}) map[spiffeid.TrustDomain]struct{} {
+	domains[s.hub.cfg.TrustDomain] = struct{}{}
+	return domains
 }

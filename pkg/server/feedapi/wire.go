@@ -23,8 +23,10 @@ const (
 )
 
 // maxMessage bounds one Delta, in bytes; one entry or bundle that is larger on
-// its own still goes, alone.
-const maxMessage = 1 << 20
+// its own still goes, alone. It is small because every stream whose agent reads
+// slowly holds a message: thousands of agents that are sent everything at once
+// must fit into memory.
+const maxMessage = 64 << 10
 
 // wireCacheBytes bounds the wire forms that are kept, in bytes of their content.
 const wireCacheBytes = 16 << 20
