@@ -37,3 +37,10 @@ func (s *Session) Snapshot(ctx context.Context) (entitle.Snapshot, func() error,
 	snap, err := s.s.snapshot(ctx)
 	return snap, func() error { return s.s.settle(snap, p) }, err
 }
+
+// Pending is how many entries and bundles are marked by name.
+func (s *Session) Pending() (entries, bundles int) {
+	s.s.st.mu.Lock()
+	defer s.s.st.mu.Unlock()
+	return len(s.s.st.pending.entries), len(s.s.st.pending.bundles)
+}
