@@ -26,8 +26,8 @@ type Index struct {
 	revision store.Revision
 	loaded   bool
 	entries  *btree.BTreeG[*Packed]     // by ID
-	order    *orders                    // nil until a filter asks for it
-	pending  *pending                   // while order is being made
+	order    *orders                    // each made when a filter asks for it
+	pending  *pending                   // while orders are being made
 	agents   map[string]*Agent          // by SPIFFE ID
 	agentIDs *btree.BTreeG[*Agent]      // by SPIFFE ID
 	bundles  btree.Map[string, *Bundle] // by trust domain name
@@ -35,7 +35,7 @@ type Index struct {
 	view     *view // copy for long reads, nil after each change
 	waiters  map[*waiter]struct{}
 
-	// ordering is held by who makes order.
+	// ordering is held by who makes orders.
 	ordering sync.Mutex
 }
 
@@ -64,7 +64,7 @@ func (ix *Index) clear() {
 	ix.agents = make(map[string]*Agent)
 	ix.bundles.Clear()
 	ix.related.Clear()
-	ix.order, ix.pending = nil, nil
+	ix.order, ix.pending = newOrders(), nil
 }
 
 func lessEntry(a, b *Packed) bool { return a.ID() < b.ID() }
@@ -111,9 +111,7 @@ func (ix *Index) applyEntry(ch EntryChange, inOrder bool) {
 	default:
 		old, _ = ix.entries.Set(ch.Now)
 	}
-	if ix.order != nil {
-		ix.order.replace(old, ch.Now)
-	}
+	ix.order.replace(old, ch.Now)
 	if ix.pending != nil {
 		ix.pending.changes = append(ix.pending.changes, change{old, ch.Now})
 	}
@@ -239,9 +237,7 @@ func (ix *Index) CountEntries(f EntryFilter, now time.Time) int {
 // false.
 func (ix *Index) scan(f EntryFilter, after string, now time.Time, visit func(*Packed) bool) {
 	f = f.normalized()
-	if f.indexed() {
-		ix.makeOrder()
-	}
+	ix.makeOrder(&f)
 	next := ix.snapshot().candidates(&f, after)
 	m := matcher{filter: &f}
 	for p := next(); p != nil; p = next() {

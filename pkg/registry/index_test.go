@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"os"
 	"reflect"
 	"runtime"
 	"slices"
@@ -415,10 +416,20 @@ func BenchmarkIndexReset100k(b *testing.B) {
 	}
 }
 
-func BenchmarkMakeOrder100k(b *testing.B) {
-	entries := indexOf(100_000).entries.Items()
-	for b.Loop() {
-		newOrders(entries)
+// The first filter of each kind.
+func BenchmarkMakeOrder(b *testing.B) {
+	n := 100_000
+	if os.Getenv("SOAK") != "" {
+		n = 1_000_000
+	}
+	entries := indexOf(n).entries.Items()
+	o := newOrders()
+	for name, x := range map[string]ordering{"spiffe_id": o.bySPIFFEID, "parent": o.byParent, "selector": o.bySelector} {
+		b.Run(fmt.Sprint(name, "/", n), func(b *testing.B) {
+			for b.Loop() {
+				x.fill(entries)
+			}
+		})
 	}
 }
 

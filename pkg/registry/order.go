@@ -6,22 +6,158 @@ import (
 	"sync"
 
 	"github.com/tidwall/btree"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/credence-id/credence/pkg/attest"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // orders are the tables of entries in the orders that filters ask for: each
 // sorted by what is filtered, then by ID, so that a page of a filtered list is
-// a seek and a walk. They are made when the first filter comes, because a server
-// that starts has better things to do.
+// a seek and a walk. Each is made when the first filter asks for it, because a
+// server that starts has better things to do, and most never need all of them.
 type orders struct {
-	bySPIFFEID *btree.BTreeG[*Packed]
-	byParent   *btree.BTreeG[*Packed]
-	byHint     *btree.BTreeG[*Packed] // entries with a hint
-	downstream *btree.BTreeG[*Packed] // downstream entries, by ID
-	bySelector *btree.BTreeG[partOf]
-	byDomain   *btree.BTreeG[partOf]
+	bySPIFFEID *order[*Packed]
+	byParent   *order[*Packed]
+	byHint     *order[*Packed] // entries with a hint
+	downstream *order[*Packed] // downstream entries, by ID
+	bySelector *order[partOf]
+	byDomain   *order[partOf]
+}
+
+// order is one of them.
+type order[T any] struct {
+	compare func(a, b T) int
+	// items appends what the order has of an entry.
+	items func(out []T, p *Packed) []T
+	tree  *btree.BTreeG[T] // nil until it is asked for
+}
+
+// ordering is an order of whatever it is of.
+type ordering interface {
+	made() bool
+	// fill makes the order, of all entries there are.
+	fill(entries []*Packed)
+	// replace takes one version of an entry out and puts another in; either
+	// may be nil.
+	replace(old, now *Packed)
+}
+
+func newOrders() *orders {
+	one := func(out []*Packed, p *Packed) []*Packed { return append(out, p) }
+	return &orders{
+		bySPIFFEID: &order[*Packed]{compare: compareSPIFFEID, items: one},
+		byParent:   &order[*Packed]{compare: compareParent, items: one},
+		byHint:     &order[*Packed]{compare: compareHint, items: having(wireHint)},
+		downstream: &order[*Packed]{compare: compareID, items: having(wireDownstream)},
+		bySelector: &order[partOf]{compare: compareSelector, items: partsIn(wireSelectors)},
+		byDomain:   &order[partOf]{compare: compareDomain, items: partsIn(wireFederatesWith)},
+	}
+}
+
+// having gives an entry that has a field.
+func having(num protowire.Number) func([]*Packed, *Packed) []*Packed {
+	return func(out []*Packed, p *Packed) []*Packed {
+		for f := range p.fields() {
+			if f.num == num {
+				return append(out, p)
+			}
+		}
+		return out
+	}
+}
+
+// partsIn gives an entry under each of its fields of one number.
+func partsIn(num protowire.Number) func([]partOf, *Packed) []partOf {
+	return func(out []partOf, p *Packed) []partOf {
+		for f := range p.fields() {
+			if f.num == num {
+				out = append(out, partOf{p, f.at})
+			}
+		}
+		return out
+	}
+}
+
+func (o *order[T]) made() bool { return o.tree != nil }
+
+func (o *order[T]) fill(entries []*Packed) {
+	items := make([]T, 0, len(entries))
+	for _, p := range entries {
+		items = o.items(items, p)
+	}
+	slices.SortFunc(items, o.compare)
+	less := func(a, b T) bool { return o.compare(a, b) < 0 }
+	o.tree = btree.NewBTreeGOptions(less, btree.Options{NoLocks: true})
+	for _, x := range items {
+		o.tree.Load(x)
+	}
+}
+
+func (o *order[T]) replace(old, now *Packed) {
+	if o.tree == nil {
+		return
+	}
+	var room [8]T
+	if old != nil {
+		for _, x := range o.items(room[:0], old) {
+			o.tree.Delete(x)
+		}
+	}
+	if now != nil {
+		for _, x := range o.items(room[:0], now) {
+			o.tree.Set(x)
+		}
+	}
+}
+
+// copy shares all nodes until one side changes them.
+func (o *order[T]) copy() *order[T] {
+	c := *o
+	if c.tree != nil {
+		c.tree = c.tree.Copy()
+	}
+	return &c
+}
+
+func (o *orders) all() []ordering {
+	return []ordering{o.bySPIFFEID, o.byParent, o.byHint, o.downstream, o.bySelector, o.byDomain}
+}
+
+func (o *orders) copy() *orders {
+	return &orders{
+		bySPIFFEID: o.bySPIFFEID.copy(),
+		byParent:   o.byParent.copy(),
+		byHint:     o.byHint.copy(),
+		downstream: o.downstream.copy(),
+		bySelector: o.bySelector.copy(),
+		byDomain:   o.byDomain.copy(),
+	}
+}
+
+func (o *orders) replace(old, now *Packed) {
+	for _, x := range o.all() {
+		x.replace(old, now)
+	}
+}
+
+// wanted are the orders that would help with a filter.
+func (o *orders) wanted(f *EntryFilter) (out []ordering) {
+	for _, x := range []struct {
+		helps bool
+		order ordering
+	}{
+		{!f.SPIFFEID.IsZero(), o.bySPIFFEID},
+		{!f.ParentID.IsZero(), o.byParent},
+		{f.Hint != nil && *f.Hint != "", o.byHint},
+		{f.Downstream != nil && *f.Downstream, o.downstream},
+		{len(f.Selectors) > 0, o.bySelector},
+		{len(f.FederatesWith) > 0, o.byDomain},
+	} {
+		if x.helps {
+			out = append(out, x.order)
+		}
+	}
+	return out
 }
 
 // partOf is an entry under one of its selectors, or of the trust domains it
@@ -87,79 +223,6 @@ func compareDomain(a, b partOf) int {
 	return compareID(a.entry, b.entry)
 }
 
-// build makes a tree of items, which it sorts.
-func build[T any](items []T, compare func(a, b T) int) *btree.BTreeG[T] {
-	slices.SortFunc(items, compare)
-	t := btree.NewBTreeGOptions(func(a, b T) bool { return compare(a, b) < 0 }, btree.Options{NoLocks: true})
-	for _, it := range items {
-		t.Load(it)
-	}
-	return t
-}
-
-func newOrders(entries []*Packed) *orders {
-	var hinted, downstream []*Packed
-	var selectors, domains []partOf
-	for _, p := range entries {
-		parts := p.parts()
-		if parts.hint {
-			hinted = append(hinted, p)
-		}
-		if parts.downstream {
-			downstream = append(downstream, p)
-		}
-		selectors = append(selectors, parts.selectors...)
-		domains = append(domains, parts.domains...)
-	}
-	o := &orders{}
-	var wg sync.WaitGroup
-	wg.Go(func() { o.bySelector = build(selectors, compareSelector) })
-	wg.Go(func() { o.bySPIFFEID = build(slices.Clone(entries), compareSPIFFEID) })
-	wg.Go(func() { o.byParent = build(slices.Clone(entries), compareParent) })
-	wg.Go(func() { o.byDomain = build(domains, compareDomain) })
-	wg.Go(func() { o.byHint = build(hinted, compareHint) })
-	wg.Go(func() { o.downstream = build(downstream, compareID) })
-	wg.Wait()
-	return o
-}
-
-// copy shares all nodes until one side changes them.
-func (o *orders) copy() *orders {
-	if o == nil {
-		return nil
-	}
-	return &orders{
-		bySPIFFEID: o.bySPIFFEID.Copy(),
-		byParent:   o.byParent.Copy(),
-		byHint:     o.byHint.Copy(),
-		downstream: o.downstream.Copy(),
-		bySelector: o.bySelector.Copy(),
-		byDomain:   o.byDomain.Copy(),
-	}
-}
-
-// parts are what an entry is found by.
-type parts struct {
-	hint, downstream   bool
-	selectors, domains []partOf
-}
-
-func (p *Packed) parts() (out parts) {
-	for f := range p.fields() {
-		switch f.num {
-		case wireHint:
-			out.hint = true
-		case wireDownstream:
-			out.downstream = true
-		case wireSelectors:
-			out.selectors = append(out.selectors, partOf{p, f.at})
-		case wireFederatesWith:
-			out.domains = append(out.domains, partOf{p, f.at})
-		}
-	}
-	return out
-}
-
 // hint of the entry, or "".
 func (p *Packed) hint() string {
 	for f := range p.fields() {
@@ -170,241 +233,60 @@ func (p *Packed) hint() string {
 	return ""
 }
 
-// replace takes one version of an entry out and puts another in; either may be
-// nil.
-func (o *orders) replace(old, now *Packed) {
-	if old != nil {
-		parts := old.parts()
-		o.bySPIFFEID.Delete(old)
-		o.byParent.Delete(old)
-		o.byHint.Delete(old)
-		o.downstream.Delete(old)
-		for _, x := range parts.selectors {
-			o.bySelector.Delete(x)
-		}
-		for _, x := range parts.domains {
-			o.byDomain.Delete(x)
-		}
-	}
-	if now == nil {
-		return
-	}
-	parts := now.parts()
-	o.bySPIFFEID.Set(now)
-	o.byParent.Set(now)
-	if parts.hint {
-		o.byHint.Set(now)
-	}
-	if parts.downstream {
-		o.downstream.Set(now)
-	}
-	for _, x := range parts.selectors {
-		o.bySelector.Set(x)
-	}
-	for _, x := range parts.domains {
-		o.byDomain.Set(x)
-	}
-}
-
 // pending collects what was committed while orders are made of a copy.
 type pending struct{ changes []change }
 
 type change struct{ old, now *Packed }
 
-// makeOrder makes the orders, if they are not there, without holding up
-// commits: from a copy, to which what came meanwhile is added in the end.
-func (ix *Index) makeOrder() {
+// makeOrder makes the orders that a filter wants and that are not there, without
+// holding up commits: from a copy, to which what came meanwhile is added in the
+// end.
+func (ix *Index) makeOrder(f *EntryFilter) {
+	if ix.hasOrder(f) {
+		return
+	}
 	ix.ordering.Lock()
 	defer ix.ordering.Unlock()
-	for !ix.tryOrder() {
+	for !ix.hasOrder(f) {
+		ix.tryOrder(f)
 	}
 }
 
-// tryOrder fails only when the index was reset meanwhile.
-func (ix *Index) tryOrder() bool {
+func (ix *Index) hasOrder(f *EntryFilter) bool {
+	ix.mu.RLock()
+	defer ix.mu.RUnlock()
+	return len(missing(ix.order.wanted(f))) == 0
+}
+
+func missing(list []ordering) []ordering {
+	return slices.DeleteFunc(list, ordering.made)
+}
+
+// tryOrder makes nothing when the index was reset meanwhile.
+func (ix *Index) tryOrder(f *EntryFilter) {
 	ix.mu.Lock()
-	if ix.order != nil {
-		ix.mu.Unlock()
-		return true
-	}
+	o := ix.order.copy()
 	entries := ix.entries.Copy()
 	mine := &pending{}
 	ix.pending = mine
 	ix.mu.Unlock()
 
-	o := newOrders(entries.Items())
+	fresh := missing(o.wanted(f))
+	list := entries.Items()
+	var wg sync.WaitGroup
+	for _, x := range fresh {
+		wg.Go(func() { x.fill(list) })
+	}
+	wg.Wait()
 
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
 	if ix.pending != mine {
-		return false
+		return
 	}
+	// The others are in o as they were when it was copied.
 	for _, ch := range mine.changes {
 		o.replace(ch.old, ch.now)
 	}
 	ix.order, ix.pending, ix.view = o, nil, nil
-	return true
-}
-
-// cursor returns the next entry, or nil at the end.
-type cursor func() *Packed
-
-// walk starts at the first item not less than pivot; entry gives nil for an
-// item that is beyond what is looked for.
-func walk[T any](t *btree.BTreeG[T], pivot T, entry func(T) *Packed) cursor {
-	it := t.Iter()
-	ok := it.Seek(pivot)
-	return func() *Packed {
-		if !ok {
-			return nil
-		}
-		e := entry(it.Item())
-		if e == nil {
-			ok = false
-			return nil
-		}
-		ok = it.Next()
-		return e
-	}
-}
-
-// indexed says whether an order would help.
-func (f *EntryFilter) indexed() bool {
-	return !f.SPIFFEID.IsZero() || !f.ParentID.IsZero() || len(f.Selectors) > 0 || len(f.FederatesWith) > 0 ||
-		f.Hint != nil && *f.Hint != "" || f.Downstream != nil && *f.Downstream
-}
-
-// candidates walks, in order of ID from after on, entries among which are all
-// that the filter selects. Of the ways there are it takes the one with the
-// fewest.
-func (v *view) candidates(f *EntryFilter, after string) cursor {
-	all := func() cursor {
-		return walk(v.entries, packID(after), func(p *Packed) *Packed { return p })
-	}
-	if v.order == nil {
-		return all()
-	}
-	ways := v.order.ways(f, after)
-	if len(ways) == 0 {
-		return all()
-	}
-	best := ways[0]
-	if len(ways) > 1 {
-		best = shortest(ways)
-	}
-	return best()
-}
-
-// ways are the orders that the filter can be answered from.
-func (o *orders) ways(f *EntryFilter, after string) []func() cursor {
-	var out []func() cursor
-	way := func(t *btree.BTreeG[*Packed], from *Entry, is func(*Packed) bool) {
-		from.ID = after
-		pivot := from.Pack()
-		out = append(out, func() cursor {
-			return walk(t, pivot, func(p *Packed) *Packed { return only(p, is(p)) })
-		})
-	}
-	if !f.SPIFFEID.IsZero() {
-		is := sameID(f.SPIFFEID)
-		way(o.bySPIFFEID, &Entry{SPIFFEID: f.SPIFFEID}, func(p *Packed) bool { return is(p.SPIFFEID()) })
-	}
-	if !f.ParentID.IsZero() {
-		is := sameID(f.ParentID)
-		way(o.byParent, &Entry{ParentID: f.ParentID}, func(p *Packed) bool { return is(p.ParentID()) })
-	}
-	if f.Hint != nil && *f.Hint != "" {
-		way(o.byHint, &Entry{Hint: *f.Hint}, func(p *Packed) bool { return p.hint() == *f.Hint })
-	}
-	if f.Downstream != nil && *f.Downstream {
-		way(o.downstream, &Entry{}, func(*Packed) bool { return true })
-	}
-	out = append(out, setWays(f.SelectorMatch, f.Selectors, func(s attest.Selector) cursor {
-		return o.withSelector(s, after)
-	})...)
-	return append(out, setWays(f.FederatesWithMatch, f.FederatesWith, func(td spiffeid.TrustDomain) cursor {
-		return o.withDomain(td, after)
-	})...)
-}
-
-func only(p *Packed, is bool) *Packed {
-	if !is {
-		return nil
-	}
-	return p
-}
-
-func (o *orders) withSelector(s attest.Selector, after string) cursor {
-	pivot := (&Entry{ID: after, Selectors: attest.Selectors{s}}).Pack().parts().selectors[0]
-	return walk(o.bySelector, pivot, func(x partOf) *Packed { return only(x.entry, x.selector() == s) })
-}
-
-func (o *orders) withDomain(td spiffeid.TrustDomain, after string) cursor {
-	pivot := (&Entry{ID: after, FederatesWith: []spiffeid.TrustDomain{td}}).Pack().parts().domains[0]
-	return walk(o.byDomain, pivot, func(x partOf) *Packed { return only(x.entry, x.text() == td.Name()) })
-}
-
-// maxMerge is up to how many members of a filter a union is walked; beyond, all
-// entries are.
-const maxMerge = 32
-
-// setWays are the ways that a filter by a set offers: the entries of any one
-// member when all of them are required, else the union.
-func setWays[T any](m Match, members []T, of func(T) cursor) []func() cursor {
-	var out []func() cursor
-	switch {
-	case len(members) == 0:
-	case m.wantsAll():
-		for _, member := range members[:min(len(members), maxMerge)] {
-			out = append(out, func() cursor { return of(member) })
-		}
-	case len(members) <= maxMerge:
-		out = append(out, func() cursor {
-			cursors := make([]cursor, len(members))
-			for i, member := range members {
-				cursors[i] = of(member)
-			}
-			return union(cursors)
-		})
-	}
-	return out
-}
-
-// union merges cursors, each in order of ID, into one without repeats.
-func union(cursors []cursor) cursor {
-	heads := make([]*Packed, len(cursors))
-	for i, c := range cursors {
-		heads[i] = c()
-	}
-	return func() *Packed {
-		var least *Packed
-		for _, h := range heads {
-			if h != nil && (least == nil || h.ID() < least.ID()) {
-				least = h
-			}
-		}
-		for i, h := range heads {
-			if least != nil && h != nil && h.ID() == least.ID() {
-				heads[i] = cursors[i]()
-			}
-		}
-		return least
-	}
-}
-
-// shortest walks all ways side by side and takes the one that ends first, or
-// any when none has ended after a page.
-func shortest(ways []func() cursor) func() cursor {
-	cursors := make([]cursor, len(ways))
-	for i, w := range ways {
-		cursors[i] = w()
-	}
-	for range MaxPage {
-		for i, c := range cursors {
-			if c() == nil {
-				return ways[i]
-			}
-		}
-	}
-	return ways[0]
 }

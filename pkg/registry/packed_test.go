@@ -48,14 +48,14 @@ func checkPacked(t testing.TB, want *Entry) {
 			t.Errorf("expired at %v: %t", now, p.Expired(now))
 		}
 	}
-	parts := p.parts()
-	for i, s := range want.Selectors {
-		if parts.selectors[i].selector() != s {
+	o := newOrders()
+	for i, x := range o.bySelector.items(nil, p) {
+		if x.selector() != want.Selectors[i] {
 			t.Errorf("selector %d of %+v", i, want)
 		}
 	}
-	for i, td := range want.FederatesWith {
-		if parts.domains[i].text() != td.Name() {
+	for i, x := range o.byDomain.items(nil, p) {
+		if x.text() != want.FederatesWith[i].Name() {
 			t.Errorf("trust domain %d of %+v", i, want)
 		}
 	}
