@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -75,7 +76,7 @@ func (d drawn) commit(rev store.Revision) *Commit {
 		c.Reset = true
 		c.Entries = slices.DeleteFunc(c.Entries, func(ch EntryChange) bool { return ch.Now == nil })
 		c.Agents = slices.DeleteFunc(c.Agents, func(ch AgentChange) bool { return ch.Now == nil })
-		slices.SortFunc(c.Entries, func(a, b EntryChange) int { return compareID(a.Now, b.Now) })
+		slices.SortFunc(c.Entries, func(a, b EntryChange) int { return strings.Compare(a.ID, b.ID) })
 	}
 	return c
 }

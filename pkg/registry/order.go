@@ -25,11 +25,18 @@ type orders struct {
 }
 
 // order is one of them.
-type order[T any] struct {
-	compare func(a, b T) int
+type order[T ordered] struct {
+	// key is what is filtered: entries with the same are neighbours.
+	key func(T) string
 	// items appends what the order has of an entry.
 	items func(out []T, p *Packed) []T
 	tree  *btree.BTreeG[T] // nil until it is asked for
+}
+
+// ordered is an entry, or one of its parts.
+type ordered interface {
+	*Packed | partOf
+	ID() string
 }
 
 // ordering is an order of whatever it is of.
@@ -45,12 +52,12 @@ type ordering interface {
 func newOrders() *orders {
 	one := func(out []*Packed, p *Packed) []*Packed { return append(out, p) }
 	return &orders{
-		bySPIFFEID: &order[*Packed]{compare: compareSPIFFEID, items: one},
-		byParent:   &order[*Packed]{compare: compareParent, items: one},
-		byHint:     &order[*Packed]{compare: compareHint, items: having(wireHint)},
-		downstream: &order[*Packed]{compare: compareID, items: having(wireDownstream)},
-		bySelector: &order[partOf]{compare: compareSelector, items: partsIn(wireSelectors)},
-		byDomain:   &order[partOf]{compare: compareDomain, items: partsIn(wireFederatesWith)},
+		bySPIFFEID: &order[*Packed]{key: (*Packed).spiffeKey, items: one},
+		byParent:   &order[*Packed]{key: (*Packed).parentKey, items: one},
+		byHint:     &order[*Packed]{key: (*Packed).hint, items: having(wireHint)},
+		downstream: &order[*Packed]{key: func(*Packed) string { return "" }, items: having(wireDownstream)},
+		bySelector: &order[partOf]{key: partOf.text, items: partsIn(wireSelectors)},
+		byDomain:   &order[partOf]{key: partOf.text, items: partsIn(wireFederatesWith)},
 	}
 }
 
@@ -80,16 +87,39 @@ func partsIn(num protowire.Number) func([]partOf, *Packed) []partOf {
 
 func (o *order[T]) made() bool { return o.tree != nil }
 
-func (o *order[T]) fill(entries []*Packed) {
-	items := make([]T, 0, len(entries))
-	for _, p := range entries {
-		items = o.items(items, p)
+func (o *order[T]) less(a, b T) bool {
+	if c := strings.Compare(o.key(a), o.key(b)); c != 0 {
+		return c < 0
 	}
-	slices.SortFunc(items, o.compare)
-	less := func(a, b T) bool { return o.compare(a, b) < 0 }
-	o.tree = btree.NewBTreeGOptions(less, btree.Options{NoLocks: true})
-	for _, x := range items {
-		o.tree.Load(x)
+	return a.ID() < b.ID()
+}
+
+// fill sorts by keys that lie side by side: sorting is nothing but comparing,
+// and every look at an entry is one at a far place. The entries come in order of
+// ID.
+func (o *order[T]) fill(entries []*Packed) {
+	type keyed struct {
+		key  string
+		at   int
+		item T
+	}
+	var items []T
+	var list []keyed
+	for _, p := range entries {
+		items = o.items(items[:0], p)
+		for _, x := range items {
+			list = append(list, keyed{o.key(x), len(list), x})
+		}
+	}
+	slices.SortFunc(list, func(a, b keyed) int {
+		if c := strings.Compare(a.key, b.key); c != 0 {
+			return c
+		}
+		return a.at - b.at
+	})
+	o.tree = btree.NewBTreeGOptions(o.less, btree.Options{NoLocks: true})
+	for _, x := range list {
+		o.tree.Load(x.item)
 	}
 }
 
@@ -167,6 +197,9 @@ type partOf struct {
 	at    uint32
 }
 
+// ID is the entry's.
+func (x partOf) ID() string { return x.entry.ID() }
+
 // text is the encoded selector, or the name of the trust domain.
 func (x partOf) text() string {
 	text, _ := cutText(x.entry.wire[x.at:])
@@ -175,52 +208,14 @@ func (x partOf) text() string {
 
 func (x partOf) selector() attest.Selector { return selectorFrom(x.text()) }
 
-// The comparisons look at the IDs only when they must: sorting is nothing but
-// comparing.
-
-func compareSPIFFEID(a, b *Packed) int {
-	x, _, _ := a.names()
-	y, _, _ := b.names()
-	if c := strings.Compare(x, y); c != 0 {
-		return c
-	}
-	return compareID(a, b)
+func (p *Packed) spiffeKey() string {
+	id, _, _ := p.names()
+	return id
 }
 
-func compareParent(a, b *Packed) int {
-	_, x, _ := a.names()
-	_, y, _ := b.names()
-	if c := strings.Compare(x, y); c != 0 {
-		return c
-	}
-	return compareID(a, b)
-}
-
-func compareHint(a, b *Packed) int {
-	if c := strings.Compare(a.hint(), b.hint()); c != 0 {
-		return c
-	}
-	return compareID(a, b)
-}
-
-func compareID(a, b *Packed) int { return strings.Compare(a.ID(), b.ID()) }
-
-func compareSelector(a, b partOf) int {
-	x, y := a.selector(), b.selector()
-	if c := strings.Compare(x.Value, y.Value); c != 0 {
-		return c
-	}
-	if c := strings.Compare(x.Type, y.Type); c != 0 {
-		return c
-	}
-	return compareID(a.entry, b.entry)
-}
-
-func compareDomain(a, b partOf) int {
-	if c := strings.Compare(a.text(), b.text()); c != 0 {
-		return c
-	}
-	return compareID(a.entry, b.entry)
+func (p *Packed) parentKey() string {
+	_, id, _ := p.names()
+	return id
 }
 
 // hint of the entry, or "".
