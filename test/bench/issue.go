@@ -229,36 +229,45 @@ func (p *pair) attest(ctx context.Context) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeAny()))))
 }
 
-// createEntries measures P6: into an empty store, and at 100,000 entries.
-func createEntries(ctx context.Context, b *bench) (result, error) {
-	return onServer(ctx, b, func(p *pair, conns []*grpc.ClientConn) (result, error) {
-		r := result{}
-		for _, step := range []struct {
-			name       string
-			callers, n int
-		}{{"empty_alone_", 1, 20_000}, {"empty_8_callers_", 8, 20_000}, {"", 8, 60_000}, {"at_100k_alone_", 1, 20_000}, {"at_100k_8_callers_", 8, 20_000}} {
-			before, err := cpu(p.server.Process.Pid)
-			if err != nil {
-				return nil, err
+// createEntries measures P6: into an empty store, and at n entries.
+func createEntries(n int) func(context.Context, *bench) (result, error) {
+	at := fmt.Sprintf("at_%dk_", n/1000)
+	steps := []struct {
+		name       string
+		callers, n int
+	}{{"empty_alone_", 1, n / 5}, {"empty_8_callers_", 8, n / 5}, {"", 8, n - n/5*2}, {at + "alone_", 1, n / 5}, {at + "8_callers_", 8, n / 5}}
+	return func(ctx context.Context, b *bench) (result, error) {
+		return onServer(ctx, b, func(p *pair, conns []*grpc.ClientConn) (result, error) {
+			r := result{}
+			for _, step := range steps {
+				if err := createStep(ctx, r, p, conns, step.name, step.callers, step.n); err != nil {
+					return nil, err
+				}
 			}
-			start := time.Now()
-			if err := createMany(ctx, p, conns, step.callers, step.n); err != nil {
-				return nil, err
-			}
-			took := time.Since(start)
-			after, err := cpu(p.server.Process.Pid)
-			if err != nil {
-				return nil, err
-			}
-			if step.name != "" {
-				r[step.name+"per_s"] = rounded(float64(step.n) / took.Seconds())
-				r[step.name+"server_cpu_us"] = rounded(float64((after - before).Microseconds()) / float64(step.n))
-			}
-		}
-		anon, err := anonMiB(p.server.Process.Pid)
-		r["server_rss_anon_mib"] = anon
-		return r, err
-	})
+			anon, err := anonMiB(p.server.Process.Pid)
+			r["server_rss_anon_mib"] = anon
+			return r, err
+		})
+	}
+}
+
+// createStep makes n entries and, if the step has a name, says what that took.
+func createStep(ctx context.Context, r result, p *pair, conns []*grpc.ClientConn, name string, callers, n int) error {
+	before, err := cpu(p.server.Process.Pid)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := createMany(ctx, p, conns, callers, n); err != nil {
+		return err
+	}
+	took := time.Since(start)
+	after, err := cpu(p.server.Process.Pid)
+	if err == nil && name != "" {
+		r[name+"per_s"] = rounded(float64(n) / took.Seconds())
+		r[name+"server_cpu_us"] = rounded(float64((after - before).Microseconds()) / float64(n))
+	}
+	return err
 }
 
 func createMany(ctx context.Context, p *pair, conns []*grpc.ClientConn, callers, n int) error {

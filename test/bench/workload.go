@@ -90,31 +90,33 @@ func asWorkload(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
 }
 
-// listEntries measures P7, five times over one filling.
-func listEntries(ctx context.Context, b *bench) (result, error) {
-	const entries, times = 100_000, 5
-	return onServer(ctx, b, func(p *pair, conns []*grpc.ClientConn) (result, error) {
-		if err := createMany(ctx, p, conns, len(conns), entries); err != nil {
-			return nil, err
-		}
-		before, err := cpu(p.server.Process.Pid)
-		if err != nil {
-			return nil, err
-		}
-		var took []time.Duration
-		for range times {
-			start := time.Now()
-			if err := listAll(ctx, p.admin, entries); err != nil {
+// listEntries measures P7, five times over one filling with n entries.
+func listEntries(n int) func(context.Context, *bench) (result, error) {
+	const times = 5
+	return func(ctx context.Context, b *bench) (result, error) {
+		return onServer(ctx, b, func(p *pair, conns []*grpc.ClientConn) (result, error) {
+			if err := createMany(ctx, p, conns, len(conns), n); err != nil {
 				return nil, err
 			}
-			took = append(took, time.Since(start))
-		}
-		after, err := cpu(p.server.Process.Pid)
-		if err != nil {
-			return nil, err
-		}
-		r := result{"cpu_us": rounded(float64((after - before).Microseconds()) / entries / times)}
-		r.latencies("list_", took)
-		return r, nil
-	})
+			before, err := cpu(p.server.Process.Pid)
+			if err != nil {
+				return nil, err
+			}
+			var took []time.Duration
+			for range times {
+				start := time.Now()
+				if err := listAll(ctx, p.admin, n); err != nil {
+					return nil, err
+				}
+				took = append(took, time.Since(start))
+			}
+			after, err := cpu(p.server.Process.Pid)
+			if err != nil {
+				return nil, err
+			}
+			r := result{"cpu_us": rounded(float64((after - before).Microseconds()) / float64(n) / times)}
+			r.latencies("list_", took)
+			return r, nil
+		})
+	}
 }
