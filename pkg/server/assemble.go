@@ -334,7 +334,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	if k.hub, err = feedapi.New(feedapi.Config{
 		TrustDomain: td, Graph: k.graph, Index: k.index, Head: k.store.Head, SetVersion: k.attest.SetVersion,
 		OnDraining: k.health.Changed,
-		Logger: k.log, Audit: record, Registerer: k.metrics,
+		Logger:     k.log, Audit: record, Registerer: k.metrics,
 	}); err != nil {
 		return err
 	}
