@@ -95,6 +95,12 @@ type Store interface {
 	// called.
 	Head(ctx context.Context) (Revision, error)
 
+	// Check says whether the store can be read and written now: nil, or
+	// ErrUnavailable with what is wrong and what to do. It is asked by health
+	// checks, every few seconds; an engine whose last commit failed tries
+	// whether one would succeed, without a batch.
+	Check(ctx context.Context) error
+
 	// Info describes this store; it does not change while it is open.
 	Info() Info
 

@@ -119,6 +119,9 @@ func TestDiskFull(t *testing.T) {
 		}); !errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("Update on a full disk: %v", err)
 		}
+		if err := s.Check(t.Context()); err != nil && !errors.Is(err, store.ErrUnavailable) {
+			t.Fatalf("Check on a full disk: %v", err)
+		}
 	}
 	if err := s.View(t.Context(), func(tx store.Tx) error {
 		for i := range n {
@@ -148,5 +151,8 @@ func TestDiskFull(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Fatalf("Update after making room: %v", err)
+	}
+	if err := s.Check(t.Context()); err != nil {
+		t.Errorf("Check after making room: %v", err)
 	}
 }

@@ -30,6 +30,9 @@ func TestNothingIsAcknowledgedWithoutTheFile(t *testing.T) {
 	if err := put(); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "restart to begin anew") {
 		t.Errorf("with the file gone: %v", err)
 	}
+	if err := s.Check(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Check with the file gone: %v", err)
+	}
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +41,13 @@ func TestNothingIsAcknowledgedWithoutTheFile(t *testing.T) {
 	}
 	if err := os.Rename(away, path); err != nil {
 		t.Fatal(err)
+	}
+	before, err := s.Head(t.Context())
+	if err := errors.Join(err, s.Check(t.Context())); err != nil { // It tries.
+		t.Errorf("Check with the file back: %v", err)
+	}
+	if now, err := s.Head(t.Context()); err != nil || now != before {
+		t.Errorf("Check moved the head from %d to %d, %v", before, now, err)
 	}
 	if err := put(); err != nil {
 		t.Errorf("with the file back: %v", err)

@@ -37,6 +37,7 @@ type group struct {
 	batches []store.Batch
 	updates int
 	bytes   int
+	probe   bool // It is to be committed even if nothing was written.
 
 	// err is set before done is closed.
 	err  error
@@ -158,7 +159,7 @@ func (s *Store) yieldTurn() {
 
 // commit writes the group to disk and publishes its batches, or sets g.err.
 func (s *Store) commit(g *group) {
-	if len(g.batches) == 0 || g.err != nil {
+	if len(g.batches) == 0 && !g.probe || g.err != nil {
 		if err := g.tx.Rollback(); err != nil && g.err == nil {
 			g.err = unavailable("ending a transaction", err)
 		}
@@ -166,6 +167,7 @@ func (s *Store) commit(g *group) {
 	}
 	if err := s.inPlace(); err != nil {
 		_ = g.tx.Rollback() // The reason it is given up is the one to tell.
+		s.failing.Store(true)
 		g.err = err
 		return
 	}
@@ -174,6 +176,7 @@ func (s *Store) commit(g *group) {
 		g.err = s.afterFailure(g, err)
 		return
 	}
+	s.failing.Store(false)
 	s.metrics.committed(time.Since(start), len(g.batches))
 	s.ring.publish(g.batches)
 }
@@ -212,6 +215,7 @@ func (g *group) write() (err error) {
 // after the file has been opened again, so the store stops serving.
 func (s *Store) afterFailure(g *group, cause error) error {
 	s.metrics.failed()
+	s.failing.Store(true)
 	now, err := s.visible()
 	if err == nil && now == g.base {
 		return fmt.Errorf("%w: committing to %s: %w; nothing was written", store.ErrUnavailable, s.cfg.Path, cause)

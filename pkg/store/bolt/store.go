@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -29,6 +30,8 @@ type Store struct {
 	// group is the one that is open to join, or nil. It belongs to whoever
 	// holds the turn.
 	group *group
+	// failing is set while the last commit has not been taken by the disk.
+	failing atomic.Bool
 
 	mu      sync.Mutex
 	closed  bool           // guarded by mu

@@ -29,6 +29,7 @@ func testCancel(t *testing.T, e Engine) {
 	wantErr(t, "View", s.View(gone, func(store.Tx) error { return nil }), context.Canceled)
 	_, err = s.Head(gone)
 	wantErr(t, "Head", err, context.Canceled)
+	wantErr(t, "Check", s.Check(gone), context.Canceled)
 	_, err = s.Backup(gone, io.Discard)
 	wantErr(t, "Backup", err, context.Canceled)
 	_, err = s.Lock(gone, "lock")
@@ -169,6 +170,7 @@ func wantClosed(t *testing.T, s store.Store, lock store.Lock) {
 	wantErr(t, "View after Close", s.View(ctx, func(store.Tx) error { t.Error("a View ran after Close"); return nil }), store.ErrClosed)
 	_, err = s.Head(ctx)
 	wantErr(t, "Head after Close", err, store.ErrClosed)
+	wantErr(t, "Check after Close", s.Check(ctx), store.ErrClosed)
 	_, err = s.Backup(ctx, io.Discard)
 	wantErr(t, "Backup after Close", err, store.ErrClosed)
 	_, err = s.Lock(ctx, "new")
@@ -185,6 +187,9 @@ func testReopen(t *testing.T, e Engine) {
 	put(t, s, "a", "1", "b", "1")
 	update(t, s, func(tx store.RWTx) { tx.Delete("b") })
 	at, info := head(t, s), s.Info()
+	if err := s.Check(t.Context()); err != nil || head(t, s) != at {
+		t.Errorf("Check: %v, and the head is %d, was %d", err, head(t, s), at)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
