@@ -34,6 +34,7 @@ func dial(life context.Context, cfg Config) (*clientv3.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	hang := newHangup()
 	c, err := clientv3.New(clientv3.Config{
 		Context:              life,
 		Endpoints:            cfg.Endpoints,
@@ -46,9 +47,11 @@ func dial(life context.Context, cfg Config) (*clientv3.Client, error) {
 		Password:             cfg.Password,
 		Logger:               zap.NewNop(), // What matters is said by this package.
 		MaxUnaryRetries:      2,            // Once more, with a new token; the rest is retried here.
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: redial, MinConnectTimeout: 2 * time.Second,
-		})},
+		DialOptions: []grpc.DialOption{
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: 2 * time.Second}),
+			grpc.WithContextDialer(hang.dial),
+			grpc.WithChainUnaryInterceptor(hang.intercept),
+		},
 	})
 	if err != nil {
 		return nil, explain("connecting", err)

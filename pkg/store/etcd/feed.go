@@ -31,6 +31,9 @@ var (
 	errGap = errors.New("the history that was not seen yet is compacted")
 	// errDisorder ends a watch that has events for an Update that is complete.
 	errDisorder = errors.New("an event came after the end of its transaction")
+	// errSilent ends a watch over which nothing comes, not even the answer to
+	// whether there is something: its member may hang.
+	errSilent = errors.New("the member does not answer")
 )
 
 // run follows etcd until ctx ends. While etcd is away it tries again; what the
@@ -77,20 +80,56 @@ func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	f.rev, f.events = 0, nil
-	for resp := range w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at+1), clientv3.WithFragment()) {
-		if err := resp.Err(); err != nil {
-			if errors.Is(err, rpctypes.ErrCompacted) {
-				return errGap
+	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at+1), clientv3.WithFragment())
+	beat := time.NewTicker(s.cfg.RequestTimeout / 3)
+	defer beat.Stop()
+	for asked := false; ; {
+		select {
+		case resp, ok := <-responses:
+			if !ok {
+				return errors.New("the watch ended by itself")
 			}
-			return err
-		}
-		for _, e := range resp.Events {
-			if err := f.take(e); err != nil {
+			asked = false
+			if err := f.takeAll(resp); err != nil {
+				return err
+			}
+		case <-beat.C:
+			if asked {
+				return errSilent
+			}
+			asked = true
+			if err := f.ask(ctx, w); err != nil {
 				return err
 			}
 		}
 	}
-	return errors.New("the watch ended by itself")
+}
+
+// ask wants a sign of life. It waits while the watch is being moved to another
+// member.
+func (f *feed) ask(ctx context.Context, w clientv3.Watcher) error {
+	once, cancel := context.WithTimeout(ctx, f.store.cfg.RequestTimeout)
+	defer cancel()
+	err := w.RequestProgress(once)
+	if err != nil && ctx.Err() == nil && once.Err() != nil {
+		return errSilent
+	}
+	return err
+}
+
+func (f *feed) takeAll(resp clientv3.WatchResponse) error {
+	if err := resp.Err(); err != nil {
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return errGap
+		}
+		return err
+	}
+	for _, e := range resp.Events {
+		if err := f.take(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // take adds an event. etcd tells the changes of a transaction in the order in

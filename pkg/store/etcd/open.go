@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -76,17 +77,29 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 func (s *Store) load(ctx context.Context) (m moment, err error) {
 	limited, cancel := context.WithTimeout(ctx, s.cfg.DialTimeout)
 	defer cancel()
+	var last error // What etcd, or the way to it, said.
 	for {
 		m, err = s.loadOnce(limited)
-		passes := errors.Is(err, store.ErrUnavailable) && (diagnose(err) == causeAway || diagnose(err) == causeLeader || diagnose(err) == causeSlow)
-		if !passes || limited.Err() != nil {
+		if errors.Is(err, store.ErrUnavailable) && (last == nil || diagnose(err) != causeSlow) {
+			last = err
+		}
+		if err == nil || limited.Err() != nil || !away(err) {
 			break
 		}
 	}
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, store.ErrUnavailable) {
-		err = explain("opening the store", err)
+	if limited.Err() != nil && ctx.Err() == nil && err != nil {
+		err = cmp.Or(last, explain("opening the store", err))
 	}
 	return m, err
+}
+
+// away says whether waiting for etcd may help.
+func away(err error) bool {
+	switch diagnose(err) {
+	case causeAway, causeLeader, causeSlow, causeBusy:
+		return errors.Is(err, store.ErrUnavailable)
+	}
+	return false
 }
 
 func (s *Store) loadOnce(ctx context.Context) (moment, error) {

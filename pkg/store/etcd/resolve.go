@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -22,13 +23,12 @@ import (
 // be asked for RequestTimeout, the outcome stays unknown.
 func (c *commit) resolve(ctx context.Context, why error) (store.Revision, *attempted, error) {
 	s := c.tx.store
-	s.metrics.failures.Inc()
-	s.metrics.failed(diagnose(why))
+	begin := time.Now()
 	head, err := s.moveFence(ctx, c.tx.fence)
 	for err == nil && head.ModRevision > c.tx.at {
 		if string(head.Value) == c.id {
 			s.metrics.resolved("committed")
-			s.refusing.Store(nil)
+			s.committed(time.Since(begin))
 			return store.Revision(head.ModRevision), nil, nil
 		}
 		head, err = s.headAt(ctx, head.ModRevision-1)
@@ -36,7 +36,7 @@ func (c *commit) resolve(ctx context.Context, why error) (store.Revision, *attem
 	if err != nil {
 		s.metrics.resolved("unknown")
 		err = fmt.Errorf("%w; the outcome is unknown: %w", explain("committing", why), err)
-		s.refusing.Store(&err)
+		s.refused(err, diagnose(why))
 		return 0, nil, err
 	}
 	s.metrics.resolved("not committed")

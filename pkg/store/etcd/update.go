@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 const (
@@ -295,16 +295,19 @@ func (s *Store) after(resp *clientv3.TxnResponse, reads []string, skip int) (*at
 	return next, nil
 }
 
-// committed and refused keep what Check and the metrics say of the last commit.
+// committed and refused keep what Check and the metrics say of the last commit,
+// and tell the log when that changes.
 func (s *Store) committed(took time.Duration) {
-	s.refusing.Store(nil)
+	if s.refusing.Swap(nil) != nil {
+		s.cfg.Logger.Info("etcd takes commits again")
+	}
 	s.metrics.commit.Observe(took.Seconds())
 }
 
 func (s *Store) refused(err error, why cause) {
 	s.metrics.failures.Inc()
 	s.metrics.failed(why)
-	if !errors.Is(err, store.ErrTooLarge) {
-		s.refusing.Store(&err)
+	if s.refusing.Swap(&err) == nil {
+		s.cfg.Logger.Error("etcd does not take commits", telemetry.Err, err)
 	}
 }
