@@ -55,7 +55,8 @@ func TestCutOffServer(t *testing.T) {
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "max_staleness") {
 		t.Errorf("the feed ended with %v", err)
 	}
-	if after := time.Since(begin); after < limit {
+	// The last proof may have been a while before the cut.
+	if after := time.Since(begin); after < limit-cut.inside.fresh.every() {
 		t.Errorf("the feed ended after %v, before max_staleness", after)
 	}
 	if err := good.sign(t, good.conn, entry); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "max_staleness") {
