@@ -235,9 +235,19 @@ func (p *Process) end(cause error) {
 	}
 }
 
-func (p *Process) closedError() error {
-	return fmt.Errorf("process %d: %w: its connection is closed", p.pid, ErrGone)
+func (p *Process) closedError() error { return closedError{p.pid} }
+
+// closedError is how every Process ends in the end, so its text is made when
+// somebody reads it.
+type closedError struct{ pid int32 }
+
+// Error is the text.
+func (e closedError) Error() string {
+	return fmt.Sprintf("process %d: %v: its connection is closed", e.pid, ErrGone)
 }
+
+// Unwrap returns ErrGone.
+func (closedError) Unwrap() error { return ErrGone }
 
 // Done is closed when the process has exited (as soon as Run sees it), when a
 // Check failed, and on Close.
