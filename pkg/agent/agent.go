@@ -53,6 +53,7 @@ type Agent struct {
 	link      atomic.Pointer[link]
 	lostAt    atomic.Pointer[time.Time] // when the last connection in use was lost
 	connected atomic.Bool
+	caughtUp  atomic.Bool               // in this session
 	pushed    atomic.Bool               // the server pushes; else it is polled
 	syncedAt  atomic.Pointer[time.Time] // see lastSync
 	started   time.Time
@@ -229,6 +230,7 @@ func (a *Agent) away(ctx context.Context, err error) {
 // synced is told each time the cache has caught up.
 func (a *Agent) synced(ctx context.Context) {
 	a.syncing(time.Now())
+	a.caughtUp.Store(true)
 	away := a.outage.over(time.Now())
 	if !a.connected.Swap(true) {
 		a.log.InfoContext(ctx, "in sync with the server", telemetry.Address, a.server(), telemetry.Away, away.Round(time.Millisecond))

@@ -146,6 +146,7 @@ func (d *distrust) rebootstrap(now time.Time, s Section, own *nodeSVID, err erro
 // session attests if need be, connects, and follows the server until the
 // connection is lost or its SVID is renewed. It never returns nil.
 func (a *Agent) session(ctx context.Context) error {
+	a.caughtUp.Store(false)
 	if err := a.bootstrap(ctx); err != nil {
 		return err
 	}

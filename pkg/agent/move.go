@@ -14,14 +14,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-const (
-	// lostSpread is over how long agents spread their arrival at the other
-	// servers when one is lost with all its agents. A server is found within
-	// failoverWait all the same.
-	lostSpread = time.Second
-	// nextSpread is the same for the third server and those after it.
-	nextSpread = 200 * time.Millisecond
-)
+// lostSpread is over how long agents spread their arrival at the other servers
+// when one is lost with all its agents at the same moment. A server is found
+// within failoverWait all the same.
+const lostSpread = time.Second
 
 // hurry says that another server is to be tried now, and after which pause:
 // there is one pass over all of them before the agent backs off. The server in
@@ -35,15 +31,15 @@ func (a *Agent) hurry(err error, worked bool, tried *int) (pause time.Duration, 
 		return 0, false
 	}
 	*tried++
-	others, _ := a.route.Others(a.route.Leave())
+	others, _ := a.route.Others(a.route.Leave(), time.Time{})
 	if all || *tried > others {
 		*tried = 0
 		return 0, false
 	}
-	if worked {
+	if a.caughtUp.Load() {
 		return rand.N(lostSpread), true //nolint:gosec // only spreads the attempts
 	}
-	return rand.N(nextSpread), true //nolint:gosec // only spreads the attempts
+	return 0, true // It was not let in, for which there are no such moments.
 }
 
 // elsewhere says whether another server may do what this one did not.
@@ -84,7 +80,7 @@ func (a *Agent) feed(ctx context.Context, l *link) (c feed.Config, asked <-chan 
 			}
 		},
 	}
-	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address)
+	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address, a.lastSync(time.Now()))
 	return c, reasons
 }
 
@@ -152,7 +148,7 @@ func (a *Agent) move(ctx, staying context.Context, own *nodeSVID, s *followed, r
 			return nil
 		}
 		_, all := errors.AsType[*route.Error](err)
-		others, _ := a.route.Others(from)
+		others, _ := a.route.Others(from, time.Time{})
 		if tried++; !all && tried < others {
 			continue
 		}

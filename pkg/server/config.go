@@ -9,6 +9,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/cli"
 	"github.com/credence-id/credence/pkg/config"
+	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -30,6 +31,9 @@ type Config struct {
 	// Logger replaces Log by one whose level is not the server's to change
 	// (tests).
 	Logger *slog.Logger
+	// Store replaces what DataStore opens (tests). Run does not close it, and
+	// several servers may have it.
+	Store store.Store
 	// Listener replaces bind_address and bind_port (tests, dev mode). Run
 	// closes it.
 	Listener net.Listener

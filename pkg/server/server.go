@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/server/loggerapi"
+	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -38,8 +39,16 @@ func New(cfg Config) (*Server, error) {
 	if s.choice, err = cfg.choose(); err != nil {
 		return nil, err
 	}
+	if cfg.Store != nil {
+		s.choice.store = func(context.Context, storeEnv) (store.Store, error) { return lent{cfg.Store}, nil }
+	}
 	return s, nil
 }
+
+// lent is a store that somebody else closes.
+type lent struct{ store.Store }
+
+func (lent) Close() error { return nil }
 
 // Run opens the store, makes or loads the authority and serves until ctx ends;
 // then it lets agents go to other servers and calls in flight finish, and
@@ -117,12 +126,15 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	for _, side := range sides {
 		run("side listener", side)
 	}
+	keeping, removed := context.WithCancel(parts)
+	defer removed()
 	overTLS, admin := k.servers()
 	run("TLS listener", func(context.Context) error { return serveOn(overTLS, k.door.listener(k.listeners.tcp)) })
 	run("admin socket", func(context.Context) error { return serveOn(admin, k.listeners.admin) })
 	if lasting := k.listeners.lasting; lasting != nil {
 		// Cleaners of temporary directories, where SPIRE has it, remove it.
-		run("admin socket's path", func(ctx context.Context) error { return lasting.Keep(ctx, k.log) })
+		// At the end gRPC removes it itself.
+		run("admin socket's path", func(context.Context) error { return lasting.Keep(keeping, k.log) })
 	}
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}
@@ -139,6 +151,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	k.health.Stop()
 	k.drain(parts)
 	k.hub.Stop()
+	removed()
 	stopServers(k.door, stopGrace, overTLS, admin)
 	k.attest.Wait()
 	k.chain.ending.Wait()

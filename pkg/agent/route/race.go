@@ -66,6 +66,7 @@ func (r *Route) race(ctx context.Context, try []candidate, secure func() Securit
 				cancel()
 				running.Wait()
 				closeAll(done)
+				r.overtaken(try, a.candidate)
 				return a.conn, nil
 			}
 			errs = append(errs, a.err)
@@ -79,6 +80,13 @@ func (r *Route) race(ctx context.Context, try []candidate, secure func() Securit
 		}
 	}
 	return nil, failed(errs...)
+}
+
+// overtaken blames those that had a lead on the winner, and did not answer.
+func (r *Route) overtaken(try []candidate, winner candidate) {
+	for _, c := range try[:slices.Index(try, winner)] {
+		r.Blame(c.address)
+	}
 }
 
 // closeAll closes what came in behind the first.

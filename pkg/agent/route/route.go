@@ -153,9 +153,9 @@ func (r *Route) blame(address string, now time.Time) {
 }
 
 // Others says how many servers there are beside the one at an address, by the
-// last Connect, and whether none of these is one to go to: all have failed
-// lately.
-func (r *Route) Others(address string) (n int, none bool) {
+// last Connect, and whether none of these is one to go to: all have failed since
+// a time.
+func (r *Route) Others(address string, since time.Time) (n int, none bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now, none := time.Now(), true
@@ -164,7 +164,7 @@ func (r *Route) Others(address string) (n int, none bool) {
 			continue
 		}
 		n++
-		none = none && r.isBlamed(c.address, now)
+		none = none && r.isBlamed(c.address, now) && !r.blamed[c.address].Before(since)
 	}
 	return n, none && n > 0
 }

@@ -117,27 +117,29 @@ func connect(t *testing.T, r *Route) string {
 // TestStartsAnywhereAndStays: a fleet spreads, and each stays where it is.
 func TestStartsAnywhereAndStays(t *testing.T) {
 	t.Parallel()
-	addresses := []string{"a:1", "b:1", "c:1"}
-	w := newWorld(t, addresses...)
-	began := map[string]int{}
-	for range 60 {
-		r := New(Config{Addresses: addresses, Dial: w.dial})
-		first := connect(t, r)
-		began[first]++
-		for range 3 {
-			if again := connect(t, r); again != first {
-				t.Fatalf("went from %s to %s", first, again)
+	synctest.Test(t, func(t *testing.T) {
+		addresses := []string{"a:1", "b:1", "c:1"}
+		w := newWorld(t, addresses...)
+		began := map[string]int{}
+		for range 60 {
+			r := New(Config{Addresses: addresses, Dial: w.dial})
+			first := connect(t, r)
+			began[first]++
+			for range 3 {
+				if again := connect(t, r); again != first {
+					t.Fatalf("went from %s to %s", first, again)
+				}
+			}
+			if n, none := r.Others(first, time.Time{}); n != 2 || none {
+				t.Errorf("others: %d, none to go to: %v", n, none)
 			}
 		}
-		if n, none := r.Others(first); n != 2 || none {
-			t.Errorf("others: %d, none to go to: %v", n, none)
+		for _, a := range addresses {
+			if began[a] < 5 {
+				t.Errorf("60 agents began at %v", began)
+			}
 		}
-	}
-	for _, a := range addresses {
-		if began[a] < 5 {
-			t.Errorf("60 agents began at %v", began)
-		}
-	}
+	})
 }
 
 // TestFailedComesLast: those that have failed are tried when no other is left,
@@ -162,8 +164,11 @@ func TestFailedComesLast(t *testing.T) {
 		if first == second || second == third || first == third {
 			t.Errorf("went from %s to %s to %s", first, second, third)
 		}
-		if _, none := r.Others(third); !none {
+		if _, none := r.Others(third, time.Time{}); !none {
 			t.Error("there is another one to go to, when both have failed")
+		}
+		if _, none := r.Others(third, time.Now()); none {
+			t.Error("there is no other one to go to, when none has failed since")
 		}
 		r.Blame(third)
 		if again := connect(t, r); again != first {
@@ -215,6 +220,15 @@ func TestWaysThatLeadNowhere(t *testing.T) {
 					if err := conn.Close(); err != nil {
 						t.Error(err)
 					}
+					if r.Leave() != "a:1" {
+						t.Error("it is not the one in use")
+					}
+					for i, a := range w.dialled {
+						if _, none := r.Others("a:1", begin); i == len(tc.addresses)-1 && a == "a:1" && !none {
+							t.Error("those that were tried before are not to blame")
+						}
+					}
+					w.dialled = nil
 				}
 				synctest.Wait()
 				for a, n := range w.open {
@@ -274,7 +288,7 @@ func TestNobodyIsThere(t *testing.T) {
 		if _, err := r.Connect(ctx, noSecurity); !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: %v", err)
 		}
-		if _, none := r.Others(""); none {
+		if _, none := r.Others("", time.Time{}); none {
 			t.Error("a server is to blame that was given no time")
 		}
 	})
@@ -282,27 +296,29 @@ func TestNobodyIsThere(t *testing.T) {
 
 func TestElsewhere(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, "a:1", "b:1")
-	r := New(Config{Addresses: []string{"a:1", "b:1"}, Dial: w.dial})
-	first := connect(t, r)
-	conn, err := r.Elsewhere(t.Context(), first, noSecurity)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := conn.Close(); err != nil {
-		t.Error(err)
-	}
-	if conn.Address == first || connect(t, r) != first {
-		t.Errorf("from %s to %s, and that is in use already", first, conn.Address)
-	}
-	r.Use(conn.Address)
-	if got := connect(t, r); got != conn.Address {
-		t.Errorf("in use: %s", got)
-	}
-	alone := New(Config{Addresses: []string{"a:1"}, Dial: w.dial})
-	if _, err := alone.Elsewhere(t.Context(), "a:1", noSecurity); err == nil || !strings.Contains(err.Error(), "no server beside a:1") {
-		t.Errorf("with one server: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a:1", "b:1")
+		r := New(Config{Addresses: []string{"a:1", "b:1"}, Dial: w.dial})
+		first := connect(t, r)
+		conn, err := r.Elsewhere(t.Context(), first, noSecurity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		if conn.Address == first || connect(t, r) != first {
+			t.Errorf("from %s to %s, and that is in use already", first, conn.Address)
+		}
+		r.Use(conn.Address)
+		if got := connect(t, r); got != conn.Address {
+			t.Errorf("in use: %s", got)
+		}
+		alone := New(Config{Addresses: []string{"a:1"}, Dial: w.dial})
+		if _, err := alone.Elsewhere(t.Context(), "a:1", noSecurity); err == nil || !strings.Contains(err.Error(), "no server beside a:1") {
+			t.Errorf("with one server: %v", err)
+		}
+	})
 }
 
 // TestNames: every address a name has is a server, by what it stands for now,

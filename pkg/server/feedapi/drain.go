@@ -8,6 +8,7 @@ import (
 	"time"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 
 	"github.com/credence-id/credence/pkg/server/rpcerr"
@@ -39,6 +40,7 @@ func (h *Hub) Drain(ctx context.Context, over time.Duration, progress func(left 
 	if err != nil {
 		return err
 	}
+	defer func() { h.forgive(d.tell) }()
 	h.drainingChanged()
 	h.cfg.Logger.InfoContext(ctx, "draining: agents are asked to go to other servers",
 		telemetry.Count, len(d.tell), telemetry.Elapsed, over)
@@ -59,7 +61,7 @@ func (h *Hub) Drain(ctx context.Context, over time.Duration, progress func(left 
 		}
 		select {
 		case <-next:
-			d.tell[0].mark(func(p *pending) { p.leave = true })
+			h.ask(d.tell[0])
 			d.tell = d.tell[1:]
 		case <-changed:
 		case <-d.calledOff:
@@ -80,6 +82,12 @@ func (h *Hub) Undrain() {
 	if draining {
 		close(h.calledOff)
 		h.calledOff = nil
+	}
+	for _, s := range h.streams {
+		if s.stuck {
+			s.stuck = false
+			h.count(s, 1)
+		}
 	}
 	h.mu.Unlock()
 	if draining {
@@ -104,7 +112,7 @@ func (h *Hub) Draining() bool {
 
 // drain is one call of Drain.
 type drain struct {
-	tell      []*stream // in random order
+	tell      []spiffeid.ID // in random order
 	calledOff <-chan struct{}
 }
 
@@ -120,11 +128,31 @@ func (h *Hub) beginDrain() (*drain, error) {
 	d := &drain{calledOff: h.calledOff}
 	for _, s := range h.streams {
 		if s.movable() {
-			d.tell = append(d.tell, s)
+			d.tell = append(d.tell, s.agent)
+			h.unasked[s.agent] = struct{}{}
 		}
 	}
 	rand.Shuffle(len(d.tell), func(i, j int) { d.tell[i], d.tell[j] = d.tell[j], d.tell[i] })
 	return d, nil
+}
+
+// ask asks an agent to go, on the stream it has now.
+func (h *Hub) ask(agent spiffeid.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.unasked, agent)
+	if s := h.streams[agent]; s != nil {
+		s.mark(func(p *pending) { p.leave = true })
+	}
+}
+
+// forgive makes agents that were not asked like all others.
+func (h *Hub) forgive(agents []spiffeid.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, a := range agents {
+		delete(h.unasked, a)
+	}
 }
 
 // leaving is how many streams there are whose agents could go, and a channel
@@ -146,20 +174,24 @@ func (h *Hub) count(s *stream, by int) {
 }
 
 // admit says whether a stream may begin while the server is drained. It is
-// called with mu held.
+// called with mu held. Agents whose turn to go has not come may renew their
+// SVIDs until then, for which they open a stream.
 func (h *Hub) admit(s *stream) error {
+	_, later := h.unasked[s.agent]
 	switch {
-	case h.calledOff == nil:
-	case s.movable():
+	case h.calledOff == nil || later:
+	case s.alternatives > 0 && !s.lastResort:
 		return errDraining
 	case s.alternatives > 0:
+		s.stuck = true
 		s.mark(func(p *pending) { p.leave = true })
 	}
 	return nil
 }
 
 // movable says that the agent has another server to go to, as far as it knows.
-func (s *stream) movable() bool { return s.alternatives > 0 && !s.lastResort }
+// It is called with the hub's mu held.
+func (s *stream) movable() bool { return s.alternatives > 0 && !s.stuck }
 
 // leave asks the agent to go.
 func (s *sender) leave() error {

@@ -130,9 +130,53 @@ func TestDrainRefuses(t *testing.T) {
 		}
 		w.Hub.Undrain()
 		w.Hub.Undrain() // does nothing
+		var left []int
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := w.Hub.Drain(ctx, time.Second, func(n int) { left = append(left, n) }); !errors.Is(err, context.Canceled) || len(left) != 1 || left[0] != 1 {
+			t.Errorf("when it is drained again, the agent that is still there is asked again: %v, %v", left, err)
+		}
+		w.Hub.Undrain()
 		if _, err := openWith(t, t.Context(), conn, &feedv1.Open{Alternatives: 1}); err != nil || w.Hub.Draining() {
 			t.Errorf("after Undrain: %v", err)
 		}
+	})
+}
+
+// TestDrainRenewal: an agent that renews its SVID before its turn to go, comes
+// back and is asked then.
+func TestDrainRenewal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := apitest.New(t, apitest.Options{})
+		agents := []*apitest.Agent{w.NewAgent(t, "one"), w.NewAgent(t, "two")}
+		for _, a := range agents {
+			if _, err := openWith(t, t.Context(), w.Dial(t, &a.Cert), &feedv1.Open{Alternatives: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- w.Hub.Drain(t.Context(), time.Minute, nil) }()
+		time.Sleep(time.Second) // The first was asked, the other will be.
+		begin, asked := time.Now(), 0
+		for _, a := range agents {
+			ctx, cancel := context.WithCancel(t.Context())
+			s, err := openWith(t, ctx, w.Dial(t, &a.Cert), &feedv1.Open{Alternatives: 1})
+			if err != nil {
+				cancel()
+				continue
+			}
+			if resp, err := s.Recv(); err != nil || resp.GetDrain() == nil || time.Since(begin) != 29*time.Second {
+				t.Errorf("after %v: %v, %v, want Drain", time.Since(begin), resp, err)
+			}
+			asked++
+			cancel()
+		}
+		if asked != 1 {
+			t.Errorf("%d of two agents were let in again, want the one that was not asked yet", asked)
+		}
+		w.Hub.Undrain()
+		<-ended
 	})
 }
 

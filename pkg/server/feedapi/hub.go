@@ -77,6 +77,8 @@ type Hub struct {
 	stopped bool
 	// calledOff is there while the server is drained, and closed by Undrain.
 	calledOff chan struct{}
+	// unasked are agents that Drain will ask to go in their turn.
+	unasked map[spiffeid.ID]struct{}
 	// movable counts the streams whose agents could go to another server;
 	// moved is closed, and another one, when it has changed.
 	movable int
@@ -121,6 +123,7 @@ func New(cfg Config) (*Hub, error) {
 		federating: make(map[string]*registry.Packed),
 		streams:    make(map[spiffeid.ID]*stream),
 		moved:      make(chan struct{}),
+		unasked:    make(map[spiffeid.ID]struct{}),
 	}
 	h.metrics = newMetrics(h)
 	if err := h.metrics.register(cfg.Registerer); err != nil {

@@ -18,6 +18,9 @@ type stream struct {
 	// alternatives and lastResort are Open's.
 	alternatives uint32
 	lastResort   bool
+	// stuck: it came while the server was drained, because no other one took
+	// it. Guarded by the hub's mu.
+	stuck bool
 	// wake has a token when something was marked.
 	wake chan struct{}
 	// ended is closed when end was called.
