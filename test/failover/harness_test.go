@@ -24,9 +24,10 @@ import (
 
 const (
 	trustDomain = "failover.test"
-	// Lives of SVIDs, short so that all of them are renewed in a test.
-	agentTTL = 12 * time.Second
-	svidTTL  = 10 * time.Second
+	// Lives of SVIDs, short so that all of them are renewed in a test: after half
+	// of that, ± 10 %.
+	agentTTL = 24 * time.Second
+	svidTTL  = 24 * time.Second
 )
 
 // soaking says that the long form of the tests is wanted.
