@@ -9,7 +9,7 @@ import (
 
 // size is how many agents the fleet has.
 func size() int {
-	if soaking {
+	if soaking() {
 		return 300
 	}
 	return 30
@@ -95,7 +95,7 @@ func TestKilledServer(t *testing.T) {
 // TestSilentServer: a server that says nothing any more is left within the
 // keepalive's 15 s, and what the agents do then.
 func TestSilentServer(t *testing.T) {
-	if !soaking {
+	if !soaking() {
 		t.Skip("it takes 20 s of real time: SOAK; pkg/agent has it with the time of a bubble")
 	}
 	c := newCluster(t, 3, 0)

@@ -31,7 +31,7 @@ const (
 )
 
 // soaking says that the long form of the tests is wanted.
-var soaking = os.Getenv("SOAK") != ""
+func soaking() bool { return os.Getenv("SOAK") != "" }
 
 // journal collects a log.
 type journal struct {

@@ -136,7 +136,7 @@ func says(cell string, value int64) bool {
 	if value >= 1000 {
 		forms = append(forms, fmt.Sprintf("%d,%03d", value/1000, value%1000))
 	}
-	for unit, size := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "s": int64(time.Second), "min": int64(time.Minute)} {
+	for unit, size := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "ms": int64(time.Millisecond), "s": int64(time.Second), "min": int64(time.Minute)} {
 		if value%size == 0 {
 			forms = append(forms, fmt.Sprintf("%d %s", value/size, unit))
 		}
