@@ -138,11 +138,17 @@ func (g *Graph) Apply(c *registry.Commit) Touched {
 // build makes tables of a commit that is the whole content.
 func build(td spiffeid.TrustDomain, c *registry.Commit) *tables {
 	t := newTables(td, len(c.Entries), len(c.Agents))
-	for _, gr := range t.grantsOf(c.Entries) {
-		if gr != nil {
-			t.insert(gr)
+	grants := slices.DeleteFunc(t.grantsOf(c.Entries), func(gr *grant) bool { return gr == nil })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for _, gr := range grants {
+			t.grants[gr.entry.ID()] = gr
 		}
+	})
+	for _, gr := range grants { // Looks at all tables but grants.
+		t.hang(gr)
 	}
+	wg.Wait()
 	for _, ch := range c.Agents {
 		t.setAgent(ch.ID, ch.Now)
 	}

@@ -67,6 +67,11 @@ func (t *tables) set(gr *grant, e *registry.Packed) {
 // insert puts a grant into every table. No grant of its entry is in them.
 func (t *tables) insert(gr *grant) {
 	t.grants[gr.entry.ID()] = gr
+	t.hang(gr)
+}
+
+// hang is insert without the table of grants.
+func (t *tables) hang(gr *grant) {
 	path := gr.path()
 	if first := t.holders[path]; first != nil {
 		gr.next, first.prev = first, gr

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +68,11 @@ func (k *control) apply(c *registry.Commit) error {
 	}
 	if !k.state.loaded.Swap(true) {
 		k.health.Changed()
+	}
+	if c.Reset {
+		// Reading a large store leaves as much garbage as it leaves tables, and
+		// an idle server would keep it for hours.
+		debug.FreeOSMemory()
 	}
 	return nil
 }
