@@ -206,6 +206,50 @@ func TestResetForgetsEverything(t *testing.T) {
 	}
 }
 
+// An alias, or an agent, with many entries below it goes with one change: from
+// that revision on nobody has any of them, and those who had are told which.
+func TestManyEntriesGoAtOnce(t *testing.T) {
+	t.Parallel()
+	const n = 20_000
+	l := &log{graph: New(td)}
+	a, other := newAgent("a", "rack"), newAgent("b", "rack")
+	changes := []any{a, other, newEntry("alias", "/spire/server", "/fleet", "rack")}
+	for i := range n {
+		parent := "/fleet"
+		if i%2 == 1 {
+			parent = a.ID.Path()
+		}
+		changes = append(changes, newEntry(fmt.Sprint("e", i), parent, fmt.Sprint("/w/", i)))
+	}
+	l.apply(changes...)
+	if got, also := len(authorized(l.graph, a, start)), len(authorized(l.graph, other, start)); got != n || also != n/2 {
+		t.Fatalf("%d and %d entries are authorized, want %d and %d", got, also, n, n/2)
+	}
+	none := func(what string, a *registry.Agent, want int) {
+		t.Helper()
+		if got := authorized(l.graph, a, start); len(got) != want {
+			t.Errorf("%s: %d entries are authorized to %s, want %d", what, len(got), a.ID, want)
+		}
+		for i := range n {
+			_, ok := l.graph.Lookup(a.ID, fmt.Sprint("e", i), start)
+			if ok != (want > 0 && i%2 == 1) {
+				t.Fatalf("%s: Lookup of entry %d: %t", what, i, ok)
+			}
+		}
+	}
+	touched := l.apply("alias")
+	none("without the alias", a, n/2)
+	none("without the alias", other, 0)
+	if len(touched.Groups) != 1 || len(touched.Groups[0].Agents) != 2 || len(touched.Groups[0].Entries) != n/2 {
+		t.Errorf("the alias touches %d groups", len(touched.Groups))
+	}
+	touched = l.apply(a.ID)
+	none("without the agent", a, 0)
+	if !slices.Contains(touched.Whole, a.ID) {
+		t.Errorf("the agent's going touches %v", touched.Whole)
+	}
+}
+
 // A family that has grown keeps its sums, and keeps them right whatever becomes
 // of its members.
 func TestSumsOfALargeFamily(t *testing.T) {
