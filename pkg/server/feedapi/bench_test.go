@@ -13,6 +13,7 @@ import (
 	"github.com/credence-id/credence/pkg/registry"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/credence-id/credence/pkg/server/apitest"
 	"github.com/credence-id/credence/pkg/server/feedapi"
@@ -148,6 +149,23 @@ func BenchmarkPublish(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	})
+	b.Run("full", func(b *testing.B) { // An agent that holds nothing, encoded.
+		var size int
+		s, err := hub.NewSession(b.Context(), ids[0], func(m *feedv1.WatchResponse) error {
+			raw, err := proto.Marshal(m)
+			size += len(raw)
+			return err
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if err := s.Open(b.Context(), &feedv1.Open{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.SetBytes(int64(size / b.N))
 	})
 	b.Run("open", func(b *testing.B) { // An agent comes back, nothing differs.
 		snap := graph.Snapshot(ids[0], time.Time{})
