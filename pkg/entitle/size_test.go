@@ -1,10 +1,10 @@
 package entitle_test
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,38 +20,59 @@ import (
 	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
-// sizeEntries is how many entries BenchmarkSize loads: the large sets, which
-// take a minute to write, only with SOAK=1.
-func sizeEntries() []int {
-	if os.Getenv("SOAK") == "" {
-		return []int{10_000}
-	}
-	return []int{100_000, 1_000_000}
-}
-
 // BenchmarkSize is what the tables in memory take: index and graph together, an
-// entry, loaded from the store as a server does when it starts. peak-B/entry is
-// the most the heap had from the system, garbage of the load included.
+// entry. With SOAK=1 it loads 100,000 from a store, as a server does when it
+// starts, and makes 1,000,000 without one, which would take minutes to write.
+// peak-B/entry is the most the heap had from the system, garbage of the load
+// included.
 func BenchmarkSize(b *testing.B) {
-	for _, n := range sizeEntries() {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			r := filled(b, n)
-			for b.Loop() {
-				before := heap()
-				index, graph := registry.NewIndex(), entitle.New(r.TrustDomain())
-				began := time.Now()
-				loadOnce(b, r, index, graph)
-				b.ReportMetric(time.Since(began).Seconds()*1e3, "load-ms")
-				var m runtime.MemStats
-				runtime.ReadMemStats(&m)
-				b.ReportMetric(float64(m.HeapSys-m.HeapReleased)/float64(n), "peak-B/entry")
-				b.ReportMetric(float64(heap()-before)/float64(n), "live-B/entry")
-				index.CountEntries(registry.EntryFilter{ParentID: registry.ServerID(r.TrustDomain())}, time.Now())
-				b.ReportMetric(float64(heap()-before)/float64(n), "ordered-B/entry")
-				runtime.KeepAlive(index)
-				runtime.KeepAlive(graph)
+	stored, made := 10_000, 100_000
+	if os.Getenv("SOAK") != "" {
+		stored, made = 100_000, 1_000_000
+	}
+	b.Run(fmt.Sprint("stored/", stored), func(b *testing.B) {
+		r := filled(b, stored)
+		size(b, stored, func(apply func(*registry.Commit)) {
+			loaded := errors.New("loaded")
+			err := r.Follow(b.Context(), func(c *registry.Commit) error {
+				apply(c)
+				return loaded
+			})
+			if !errors.Is(err, loaded) {
+				b.Fatal(err)
 			}
 		})
+	})
+	b.Run(fmt.Sprint("made/", made), func(b *testing.B) {
+		size(b, made, func(apply func(*registry.Commit)) {
+			c := &registry.Commit{Reset: true, Revision: 1}
+			for i, e := range entries(0, made) {
+				e.ID = fmt.Sprintf("0197a5e0-0000-7000-8000-%012d", i)
+				c.Entries = append(c.Entries, registry.EntryChange{ID: e.ID, Now: e.Pack()})
+			}
+			apply(c)
+		})
+	})
+}
+
+// size reports what load leaves in an index and a graph.
+func size(b *testing.B, n int, load func(apply func(*registry.Commit))) {
+	per := func(bytes uint64) float64 { return float64(bytes) / float64(n) }
+	for b.Loop() {
+		before := heap()
+		index, graph := registry.NewIndex(), entitle.New(domain)
+		load(func(c *registry.Commit) {
+			graph.Apply(c)
+			index.Apply(c)
+		})
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		b.ReportMetric(per(m.HeapSys-m.HeapReleased), "peak-B/entry")
+		b.ReportMetric(per(heap()-before), "live-B/entry")
+		index.CountEntries(registry.EntryFilter{ParentID: registry.ServerID(domain)}, time.Now())
+		b.ReportMetric(per(heap()-before), "ordered-B/entry")
+		runtime.KeepAlive(index)
+		runtime.KeepAlive(graph)
 	}
 }
 
@@ -63,20 +84,6 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// loadOnce applies the first commit of a follower.
-func loadOnce(b *testing.B, r *registry.Registry, index *registry.Index, graph *entitle.Graph) {
-	b.Helper()
-	loaded := errors.New("loaded")
-	err := r.Follow(b.Context(), func(c *registry.Commit) error {
-		graph.Apply(c)
-		index.Apply(c)
-		return loaded
-	})
-	if !errors.Is(err, loaded) {
-		b.Fatal(err)
-	}
-}
-
 // filled is a registry with n entries as P8 has them: random SPIFFE IDs, two
 // selectors, one of them of this entry alone, a hundred parents.
 func filled(b *testing.B, n int) *registry.Registry {
@@ -86,33 +93,42 @@ func filled(b *testing.B, n int) *registry.Registry {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.Close() })
-	td := spiffeid.RequireTrustDomainFromString("example.org")
-	r, err := registry.New(b.Context(), registry.Config{Store: s, TrustDomain: td})
+	r, err := registry.New(b.Context(), registry.Config{Store: s, TrustDomain: domain})
 	if err != nil {
 		b.Fatal(err)
 	}
 	const batch = 10_000
-	for done := 0; done < n; done += batch {
-		create(b.Context(), b, r, done, batch)
+	for from := 0; from < n; from += batch {
+		var list []*registry.Entry
+		for _, e := range entries(from, from+batch) {
+			list = append(list, e)
+		}
+		for _, res := range r.CreateEntries(b.Context(), list) {
+			if res.Err != nil {
+				b.Fatal(res.Err)
+			}
+		}
 	}
 	return r
 }
 
-func create(ctx context.Context, b *testing.B, r *registry.Registry, from, n int) {
-	b.Helper()
-	entries := make([]*registry.Entry, n)
-	for i := range entries {
-		name := rand.Text()
-		entries[i] = &registry.Entry{
-			SPIFFEID: spiffeid.RequireFromPath(r.TrustDomain(), "/ns/bench/sa/"+name),
-			ParentID: spiffeid.RequireFromPathf(r.TrustDomain(), "/spire/agent/bench/%d", (from+i)%100),
-			Selectors: attest.NewSelectors(
-				attest.Selector{Type: "k8s", Value: "ns:bench"}, attest.Selector{Type: "k8s", Value: "sa:" + name}),
-		}
-	}
-	for _, res := range r.CreateEntries(ctx, entries) {
-		if res.Err != nil {
-			b.Fatal(res.Err)
+var domain = spiffeid.RequireTrustDomainFromString("example.org")
+
+// entries yields entries as P8 has them, without IDs.
+func entries(from, to int) iter.Seq2[int, *registry.Entry] {
+	return func(yield func(int, *registry.Entry) bool) {
+		for i := from; i < to; i++ {
+			name := rand.Text()
+			e := &registry.Entry{
+				SPIFFEID: spiffeid.RequireFromPath(domain, "/ns/bench/sa/"+name),
+				ParentID: spiffeid.RequireFromPathf(domain, "/spire/agent/bench/%d", i%100),
+				Selectors: attest.NewSelectors(
+					attest.Selector{Type: "k8s", Value: "ns:bench"}, attest.Selector{Type: "k8s", Value: "sa:" + name}),
+				CreatedAt: time.Now(),
+			}
+			if !yield(i, e) {
+				return
+			}
 		}
 	}
 }
