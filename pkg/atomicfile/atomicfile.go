@@ -12,7 +12,16 @@ import (
 // whatever the umask. The directory must exist. Nothing of a failed write is
 // left behind, but by a crash, which can leave a file named like path with
 // ".tmp" and digits behind it.
-func Write(path string, data []byte, perm fs.FileMode) (err error) {
+func Write(path string, data []byte, perm fs.FileMode) error {
+	return Create(path, perm, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+// Create is Write for content that is made piece by piece: fill is given the
+// new file, empty, open for reading and writing, and not yet at path.
+func Create(path string, perm fs.FileMode, fill func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp*")
 	if err != nil {
@@ -23,7 +32,7 @@ func Write(path string, data []byte, perm fs.FileMode) (err error) {
 			err = errors.Join(fmt.Errorf("writing %s: %w", path, err), remove(f.Name()))
 		}
 	}()
-	if err := fill(f, data, perm); err != nil {
+	if err := complete(f, perm, fill); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	if err := f.Close(); err != nil {
@@ -35,11 +44,11 @@ func Write(path string, data []byte, perm fs.FileMode) (err error) {
 	return SyncDir(dir)
 }
 
-func fill(f *os.File, data []byte, perm fs.FileMode) error {
+func complete(f *os.File, perm fs.FileMode, fill func(*os.File) error) error {
 	if err := f.Chmod(perm); err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
+	if err := fill(f); err != nil {
 		return err
 	}
 	return f.Sync()

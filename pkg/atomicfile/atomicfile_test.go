@@ -1,6 +1,7 @@
 package atomicfile
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -48,5 +49,30 @@ func TestWriteFailureLeavesNothing(t *testing.T) {
 	}
 	if len(left) != 1 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestCreateFailureLeavesWhatWasThere(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "f")
+	if err := Write(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wrong := errors.New("it ends in the middle")
+	err := Create(path, 0o600, func(f *os.File) error {
+		if _, err := f.WriteString("half of the n"); err != nil {
+			return err
+		}
+		return wrong
+	})
+	if !errors.Is(err, wrong) {
+		t.Errorf("the error is %v", err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != "old" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
