@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 )
 
 // services are all that a server may register.
@@ -34,6 +35,7 @@ var services = []grpc.ServiceDesc{
 	trustdomainv1.TrustDomain_ServiceDesc,
 	grpc_health_v1.Health_ServiceDesc,
 	feedv1.Feed_ServiceDesc,
+	operatorv1.Operator_ServiceDesc,
 }
 
 func methodsOf(services []grpc.ServiceDesc) []string {
@@ -63,7 +65,8 @@ func expected(method string) []string {
 	name := method[strings.LastIndexByte(method, '/')+1:]
 	service, _, _ := strings.Cut(method[1:], "/")
 	switch {
-	case strings.HasSuffix(service, ".Debug"), strings.HasSuffix(service, ".Logger"), service == "grpc.health.v1.Health":
+	case strings.HasSuffix(service, ".Debug"), strings.HasSuffix(service, ".Logger"), service == "grpc.health.v1.Health",
+		service == "credence.operator.v1.Operator":
 		return []string{"local"}
 	case service == "credence.feed.v1.Feed":
 		return []string{"agent"}

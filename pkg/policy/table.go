@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 )
 
 // rule says who may call one method.
@@ -105,4 +106,8 @@ var table = map[string]rule{
 	grpc_health_v1.Health_List_FullMethodName:    health,
 	grpc_health_v1.Health_Watch_FullMethodName:   health,
 	feedv1.Feed_Watch_FullMethodName:             agent,
+
+	operatorv1.Operator_StoreInfo_FullMethodName: local,
+	operatorv1.Operator_Backup_FullMethodName:    local,
+	operatorv1.Operator_Drain_FullMethodName:     local,
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/credence-id/credence/pkg/server/feedapi"
 	"github.com/credence-id/credence/pkg/server/healthapi"
 	"github.com/credence-id/credence/pkg/server/loggerapi"
+	"github.com/credence-id/credence/pkg/server/operatorapi"
 	"github.com/credence-id/credence/pkg/server/svidapi"
 	"github.com/credence-id/credence/pkg/server/trustdomainapi"
 	"github.com/credence-id/credence/pkg/store"
@@ -171,6 +172,7 @@ type control struct {
 	own    *authorityapi.Service
 	debug  *debugapi.Service
 	logger *loggerapi.Service
+	ops    *operatorapi.Service
 	chain  *chain
 	door   *door
 
@@ -338,6 +340,7 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	}); err != nil {
 		return err
 	}
+	k.ops = operatorapi.New(operatorapi.Config{Store: k.store, Index: k.index, Feed: k.hub, Logger: k.log, Audit: record})
 	calls, err := newCallMetrics(k.metrics)
 	if err != nil {
 		return err

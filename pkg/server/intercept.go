@@ -22,6 +22,7 @@ import (
 	"github.com/credence-id/credence/pkg/server/rpcerr"
 	"github.com/credence-id/credence/pkg/telemetry"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 )
 
 // Time that a call may take when its client set no deadline of its own, or a
@@ -29,6 +30,9 @@ import (
 const (
 	callTimeout = time.Minute
 	syncTimeout = 10 * time.Minute
+	// backupTimeout bounds for how long whoever reads a backup slowly keeps the
+	// store from giving up what it had at its begin.
+	backupTimeout = time.Hour
 )
 
 // timeouts are those of streams; 0: none.
@@ -37,6 +41,8 @@ var timeouts = map[string]time.Duration{
 	agentv1.Agent_AttestAgent_FullMethodName:           0, // It has one of its own.
 	feedv1.Feed_Watch_FullMethodName:                   0, // It ends with the agent's authority.
 	healthv1.Health_Watch_FullMethodName:               0,
+	operatorv1.Operator_Backup_FullMethodName:          backupTimeout,
+	operatorv1.Operator_Drain_FullMethodName:           0, // It has two of its own.
 }
 
 // chain is what every call on every listener passes, from the outside in:

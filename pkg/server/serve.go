@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	operatorv1 "github.com/credence-id/credence/proto/operator/v1"
 )
 
 // Limits of a connection.
@@ -69,6 +70,7 @@ func (k *control) newGRPC(creds credentials.TransportCredentials) *grpc.Server {
 	debugv1.RegisterDebugServer(srv, k.debug)
 	loggerv1.RegisterLoggerServer(srv, k.logger)
 	feedv1.RegisterFeedServer(srv, k.hub)
+	operatorv1.RegisterOperatorServer(srv, k.ops)
 	healthv1.RegisterHealthServer(srv, k.health)
 	return srv
 }

@@ -2,7 +2,6 @@ package feedapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -16,7 +15,7 @@ import (
 )
 
 // ErrCalledOff is returned by Drain when Undrain ended it.
-var ErrCalledOff = errors.New("the drain was called off")
+var ErrCalledOff error = rpcerr.New(codes.Aborted, "the drain was called off")
 
 var errDraining = rpcerr.New(codes.Unavailable, "the server is being drained: go to another one")
 

@@ -149,6 +149,13 @@ func (h *Hub) Agents() []AgentState {
 	return out
 }
 
+// Streams is how many agents have a stream to this server.
+func (h *Hub) Streams() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.streams)
+}
+
 // Stop ends every stream with Unavailable, lets none begin, and waits until
 // nothing of the hub runs.
 func (h *Hub) Stop() {

@@ -433,13 +433,13 @@ func (x *BackupTrailer) GetStoreId() string {
 
 type DrainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// over is the time over which agents are spread as they go; zero: the
-	// server's default.
+	// over is the time over which agents are asked to go, at most an hour; unset:
+	// what 500 agents a second take.
 	Over *durationpb.Duration `protobuf:"bytes,1,opt,name=over,proto3" json:"over,omitempty"`
-	// wait is how long to wait beyond that for the last one; zero: the server's
-	// default.
+	// wait is how long to wait for the last ones after that, at most an hour;
+	// unset: 30 seconds.
 	Wait *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
-	// undo ends draining: agents may come again.
+	// undo ends draining: agents may come again. It answers at once.
 	Undo          bool `protobuf:"varint,3,opt,name=undo,proto3" json:"undo,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -498,10 +498,13 @@ func (x *DrainRequest) GetUndo() bool {
 
 type DrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// streams of agents that are left.
-	Streams uint32 `protobuf:"varint,1,opt,name=streams,proto3" json:"streams,omitempty"`
+	// left is how many agents are here that could go elsewhere.
+	Left uint32 `protobuf:"varint,1,opt,name=left,proto3" json:"left,omitempty"`
+	// staying is how many are here that have no other server; only in the last
+	// answer.
+	Staying uint32 `protobuf:"varint,2,opt,name=staying,proto3" json:"staying,omitempty"`
 	// done says that this is the last answer.
-	Done          bool `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	Done          bool `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -536,9 +539,16 @@ func (*DrainResponse) Descriptor() ([]byte, []int) {
 	return file_proto_operator_v1_operator_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *DrainResponse) GetStreams() uint32 {
+func (x *DrainResponse) GetLeft() uint32 {
 	if x != nil {
-		return x.Streams
+		return x.Left
+	}
+	return 0
+}
+
+func (x *DrainResponse) GetStaying() uint32 {
+	if x != nil {
+		return x.Staying
 	}
 	return 0
 }
@@ -584,10 +594,11 @@ const file_proto_operator_v1_operator_proto_rawDesc = "" +
 	"\fDrainRequest\x12-\n" +
 	"\x04over\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x04over\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x12\n" +
-	"\x04undo\x18\x03 \x01(\bR\x04undo\"=\n" +
-	"\rDrainResponse\x12\x18\n" +
-	"\astreams\x18\x01 \x01(\rR\astreams\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done2\x93\x02\n" +
+	"\x04undo\x18\x03 \x01(\bR\x04undo\"Q\n" +
+	"\rDrainResponse\x12\x12\n" +
+	"\x04left\x18\x01 \x01(\rR\x04left\x12\x18\n" +
+	"\astaying\x18\x02 \x01(\rR\astaying\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\bR\x04done2\x93\x02\n" +
 	"\bOperator\x12\\\n" +
 	"\tStoreInfo\x12&.credence.operator.v1.StoreInfoRequest\x1a'.credence.operator.v1.StoreInfoResponse\x12U\n" +
 	"\x06Backup\x12#.credence.operator.v1.BackupRequest\x1a$.credence.operator.v1.BackupResponse0\x01\x12R\n" +

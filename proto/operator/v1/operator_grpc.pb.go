@@ -40,10 +40,12 @@ type OperatorClient interface {
 	// The copy has no private keys; it has all that the server remembers, such as
 	// who may have which identity, and hashes of join tokens.
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
-	// Drain moves the agents of this server to others, and lets no new ones come.
-	// It tells how many streams are left, at the start, as they go, and last when
-	// none is left or the time to wait is over. Draining goes on when the call ends
-	// before that, whoever ended it: it is undone by another call with undo.
+	// Drain asks the agents of this server that have another one to go there,
+	// spread over a time, and lets none come that could go elsewhere, from now on
+	// and until it is undone. It tells how many are still to go: at the start, as
+	// they go, and last, when none is left or the time to wait is over. A call that
+	// ends before that asks no further agents to go; agents are kept from coming
+	// all the same. Call again to go on. ABORTED: another call has undone it.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error)
 }
 
@@ -116,10 +118,12 @@ type OperatorServer interface {
 	// The copy has no private keys; it has all that the server remembers, such as
 	// who may have which identity, and hashes of join tokens.
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
-	// Drain moves the agents of this server to others, and lets no new ones come.
-	// It tells how many streams are left, at the start, as they go, and last when
-	// none is left or the time to wait is over. Draining goes on when the call ends
-	// before that, whoever ended it: it is undone by another call with undo.
+	// Drain asks the agents of this server that have another one to go there,
+	// spread over a time, and lets none come that could go elsewhere, from now on
+	// and until it is undone. It tells how many are still to go: at the start, as
+	// they go, and last, when none is left or the time to wait is over. A call that
+	// ends before that asks no further agents to go; agents are kept from coming
+	// all the same. Call again to go on. ABORTED: another call has undone it.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error
 	mustEmbedUnimplementedOperatorServer()
 }
