@@ -101,7 +101,7 @@ func (p *printer) printf(format string, args ...any) {
 }
 
 // counted is "1 entry", "2 entries".
-func counted[N int | int32](n N, one, many string) string {
+func counted[N int | int32 | uint32](n N, one, many string) string {
 	if n == 1 {
 		return fmt.Sprintf("%d %s", n, one)
 	}

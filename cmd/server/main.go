@@ -38,7 +38,7 @@ func root(p cli.Persona) *cobra.Command {
 		noun("x509", "Mint X509-SVIDs by hand", x509Mint(p)),
 		noun("jwt", "Mint JWT-SVIDs by hand", jwtMint(p)),
 	)
-	cmd.AddCommand(devCommand(p), importCommand(p))
+	cmd.AddCommand(storeCommand(p), drainCommand(p), devCommand(p), importCommand(p))
 	return cmd
 }
 

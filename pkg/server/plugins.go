@@ -21,7 +21,9 @@ const storeFile = "credence.db"
 // choice is what the section plugins asks for, checked and not yet opened.
 type choice struct {
 	store openStore
-	keys  openKeys
+	// storeFile is the file of the embedded store; empty with another engine.
+	storeFile string
+	keys      openKeys
 	// verifiers are the node attestors in use, by name.
 	verifiers map[string]openVerifier
 	// foreign is what must not be there.
@@ -37,6 +39,7 @@ func (c *choice) check(look func() error) { c.checks = append(c.checks, look) }
 
 // keep chooses the store in the file at path.
 func (c *choice) keep(path, dataDir string, wrap func(key, format string, args ...any) error) {
+	c.storeFile = path
 	c.check(func() error {
 		if err := bolt.Check(path); err != nil {
 			return wrap("path", "%w", err)
