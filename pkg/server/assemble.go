@@ -157,6 +157,7 @@ type control struct {
 	graph     *entitle.Graph
 	authority *ca.Authority
 	roots     *roots
+	kept      *kept // nil: keys go with the process
 	svid      *ownSVID
 	agents    *agentapi.Authenticator
 	fresh     *freshness
@@ -272,6 +273,15 @@ func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, s
 	}
 	if k.authority, err = ca.New(cfg); err != nil {
 		return err
+	}
+	if manager.Durable() {
+		k.kept = &kept{
+			path: filepath.Join(k.settings.DataDir, keptFile), storeID: k.store.Info().ID, serverID: serverID,
+			registry: k.registry, log: k.log, changed: make(chan struct{}, 1),
+		}
+		if err := k.kept.adopt(ctx, manager, time.Now()); err != nil {
+			return err
+		}
 	}
 	if err := k.authority.Start(ctx); err != nil {
 		return err

@@ -90,6 +90,9 @@ func (k *control) applyBundles(c *registry.Commit, now time.Time) {
 		return
 	}
 	k.authority.ObserveBundle(bundle)
+	if k.kept != nil {
+		k.kept.note()
+	}
 	if err := k.roots.set(bundle); err != nil {
 		k.log.Error("the trust bundle has an authority that cannot be used", telemetry.Err, err)
 	}

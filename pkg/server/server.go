@@ -116,6 +116,9 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	run("store", k.fresh.Run)
 	run("server's ID", func(ctx context.Context) error { return k.presence.Run(ctx, k.fresh.wait) })
 	run("authority", k.authority.Run)
+	if k.kept != nil {
+		run("copy of the journal", k.kept.Run)
+	}
 	run("pruning", k.prune)
 	run("pruning of agents", k.pruneAgents)
 	run("server's own X509-SVID", k.svid.Run)

@@ -37,6 +37,7 @@ const (
 	TTL          = "ttl"
 	SVIDKind     = "svid_kind"
 	AuthKind     = "authority_kind"
+	Published    = "published"
 	OutageBudget = "outage_budget"
 	Served       = "served"
 	Unserved     = "unserved"
