@@ -84,7 +84,7 @@ func (f *drainFlags) report(cmd *cobra.Command, m *operatorv1.DrainResponse) err
 			out.printf("Drained: no agent is left that has another server.\n")
 		}
 		if m.GetStaying() > 0 && !f.undo {
-			out.printf("%s no other server and stay.\n", counted(m.GetStaying(), "agent has", "agents have"))
+			out.printf("%s.\n", counted(m.GetStaying(), "agent has no other server and stays", "agents have no other server and stay"))
 		}
 		return out.err
 	}, m)

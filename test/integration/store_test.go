@@ -50,7 +50,7 @@ func (s *server) fill(n int) {
 // A server whose store is put back to a backup, while agent and workload live
 // on: what was created since is gone, what was is there, the agent holds exactly
 // that, and nothing is signed by an authority that is not in the bundle.
-func TestARestoredStoreHeals(t *testing.T) {
+func TestS30_ARestoredStoreHeals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "restored")
 	s := w.startServer(serverOptions{})
