@@ -40,6 +40,8 @@ var layers = []layer{
 // siblings are the imports allowed inside one layer: importer, imported.
 var siblings = [][2]string{
 	{"test/*", "test/*"},
+	{"test/bench", "test/bench/*"},
+	{"test/bench/*", "test/bench/*"},
 	{"pkg/server/*", "pkg/server/rpcerr"},
 	{"pkg/server/apitest", "pkg/server/*"}, // puts rooms together, for tests only
 	{"pkg/agent/*", "pkg/agent/*"},
