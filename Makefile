@@ -32,6 +32,10 @@ fuzz: ## each fuzz target with FUZZTIME inputs (or for a time)
 bench: ## the load harness; docs/performance.md has the results
 	go run ./test/bench all
 
+bench-fleet: ## simulated fleets, in ten minutes: idle, polling, loaded; results in fleet.json
+	go run ./test/bench -runs 1 -json fleet.json p9 p10 p10-poll p11 p21
+	go run ./test/bench fleet -agents 1000 -entries 5000 -rotate 100 -duration 60s -json fleet-load.json
+
 bench-once: ## each Go benchmark once, so that it lives
 	go test -short -run '^$$' -bench . -benchtime 1x -timeout 10m ./...
 
@@ -61,4 +65,4 @@ vuln: ## known vulnerabilities, where their database can be reached
 check: build lint test generate-check tidy-check cross vuln bench-once fuzz ## everything CI does
 	@echo 'make check: all passed'
 
-.PHONY: all help build run test lint fuzz bench bench-once soak generate generate-check tidy-check cross vuln check
+.PHONY: all help build run test lint fuzz bench bench-fleet bench-once soak generate generate-check tidy-check cross vuln check

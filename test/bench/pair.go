@@ -30,8 +30,18 @@ import (
 
 const trustDomain = "example.org"
 
-// build makes the binaries as `make build` does.
-func (b *bench) build(ctx context.Context) error {
+var (
+	td = spiffeid.RequireTrustDomainFromString(trustDomain)
+	// alias is the SPIFFE ID of the fleet's first node alias.
+	alias = spiffeid.RequireFromPath(td, "/cluster/0")
+)
+
+// build makes the binaries as `make build` does, unless a folder has them.
+func (b *bench) build(ctx context.Context, bin string) error {
+	if bin != "" {
+		b.server, b.agent = filepath.Join(bin, "credence-server"), filepath.Join(bin, "credence-agent")
+		return nil
+	}
 	b.server, b.agent = filepath.Join(b.scratch, "credence-server"), filepath.Join(b.scratch, "credence-agent")
 	for out, pkg := range map[string]string{b.server: "./cmd/server", b.agent: "./cmd/agent"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg) //nolint:gosec // both from the literal above
@@ -135,14 +145,7 @@ plugins {
 
 // start runs a program with its output in the pair's folder.
 func (p *pair) start(program, log string, args ...string) (*exec.Cmd, error) {
-	f, err := os.OpenFile(p.path(log), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()                       //nolint:errcheck // the child has its own descriptor
-	cmd := exec.Command(program, args...) //nolint:gosec,noctx // stopped by stop, politely
-	cmd.Stdout, cmd.Stderr = f, f
-	return cmd, cmd.Start()
+	return startIn(p.dir, program, log, args...)
 }
 
 func (p *pair) startServer() (err error) {

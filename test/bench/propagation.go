@@ -44,7 +44,7 @@ func propagationQuiet(ctx context.Context, b *bench) (result, error) {
 // concern to them.
 func propagationLoaded(ctx context.Context, b *bench) (result, error) {
 	if os.Getuid() != 0 {
-		return nil, errors.New("needs root, to have processes of another user")
+		return nil, fmt.Errorf("%w: needs root, to have processes of another user", errSkipped)
 	}
 	return propagation(ctx, b, load{others: true, commits: 100})
 }
@@ -145,7 +145,7 @@ func (p *pair) bystanders(ctx context.Context) (release func() error, err error)
 	if _, err := create(ctx, p.admin, entryOf(p.agentID, "/bench/bystander", fmt.Sprintf("unix:uid:%d", nobody))); err != nil {
 		return nil, err
 	}
-	self := p.b.server + "-streams" // beside the binaries, where others may run it
+	self := filepath.Join(p.b.scratch, "streams") // where others may run it
 	if err := copyFile(self, "/proc/self/exe"); err != nil {
 		return nil, err
 	}

@@ -10,42 +10,6 @@ import (
 	"time"
 )
 
-// medians gives, for each figure, the median over the runs and their range.
-func medians(all []result) result {
-	out := result{}
-	for key := range all[0] {
-		var figures []float64
-		for _, r := range all {
-			if f, ok := r[key].(float64); ok {
-				figures = append(figures, f)
-			}
-		}
-		if len(figures) == 0 {
-			out[key] = all[0][key]
-			continue
-		}
-		slices.Sort(figures)
-		out[key] = figures[len(figures)/2]
-		if len(figures) > 1 {
-			out[key+"_range"] = [2]float64{figures[0], figures[len(figures)-1]}
-		}
-	}
-	return out
-}
-
-// ratios is theirs divided by ours, for each figure that both have.
-func ratios(ours, theirs result) result {
-	out := result{}
-	for key, v := range ours {
-		a, ok := v.(float64)
-		b, both := theirs[key].(float64)
-		if ok && both && a != 0 {
-			out[key] = math.Round(100*b/a) / 100
-		}
-	}
-	return out
-}
-
 // latencies adds the usual percentiles, in milliseconds.
 func (r result) latencies(prefix string, ls []time.Duration) {
 	if len(ls) == 0 {
