@@ -69,7 +69,7 @@ func (a *agent) run(ctx context.Context) error {
 			wait, tried = backoffFirst, 0
 		}
 		pause := nextSpread
-		others, _ := a.route.Others(a.route.Leave())
+		others, _ := a.route.Others(a.route.Leave(), time.Time{})
 		_, all := errors.AsType[*route.Error](err)
 		switch tried++; {
 		case all || tried > others:
@@ -203,7 +203,7 @@ func (a *agent) config(l *link, synced func()) (c feed.Config, asked <-chan stru
 			}
 		},
 	}
-	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address)
+	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address, time.Time{})
 	return c, once
 }
 
