@@ -17,7 +17,7 @@ import (
 	"github.com/credence-id/credence/pkg/store"
 )
 
-// Marker is the key of a store that is being filled. It comes before all others.
+// Marker is the key of a store that is being filled. Nothing else has it.
 const Marker = "\x00restoring"
 
 const (
@@ -155,15 +155,17 @@ func begin(ctx context.Context, s store.Store) (*filler, error) {
 	f := &filler{store: s, mine: hex.EncodeToString(nonce[:]), content: sha256.New()}
 	again := false
 	_, err := s.Update(ctx, func(tx store.RWTx) error {
-		again = false
-		for kv, err := range tx.Scan("", "") {
+		err := whole(tx)
+		if again = errors.Is(err, ErrIncomplete); err != nil && !again {
+			return err
+		}
+		for _, err := range tx.Scan("", "") {
+			if err == nil && !again {
+				err = ErrNotEmpty
+			}
 			if err != nil {
 				return err
 			}
-			if kv.Key != Marker {
-				return ErrNotEmpty
-			}
-			again = true
 			break
 		}
 		tx.Put(Marker, []byte(f.mine))
@@ -197,9 +199,12 @@ func (f *filler) empty(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		n := 0
-		for kv, err := range tx.Scan("", Marker) {
+		for kv, err := range tx.Scan("", "") {
 			if err != nil {
 				return err
+			}
+			if kv.Key == Marker {
+				continue
 			}
 			tx.Delete(kv.Key)
 			if n++; n == (store.MaxOps-3)/2 {
@@ -277,9 +282,12 @@ func (f *filler) finish(ctx context.Context, sum Summary) error {
 	content := sha256.New()
 	keys := 0
 	err := f.store.View(ctx, func(tx store.Tx) error {
-		for kv, err := range tx.Scan("", Marker) {
+		for kv, err := range tx.Scan("", "") {
 			if err != nil {
 				return err
+			}
+			if kv.Key == Marker {
+				continue
 			}
 			content.Write(appendKV(nil, kv.Key, kv.Value)) //nolint:errcheck // Never fails.
 			keys++

@@ -259,11 +259,8 @@ func cutField(b []byte) (field, rest []byte, ok bool) {
 // trailer compares what was read with what was written, and wants the stream to
 // end there.
 func (d *decoder) trailer(payload, digest []byte) error {
-	var t trailer
-	if err := json.Unmarshal(payload, &t); err != nil {
-		return fmt.Errorf("%w: its trailer cannot be read", ErrDamaged)
-	}
-	if t.SHA256 != hex.EncodeToString(digest) || t.Keys != d.sum.Keys || t.Bytes != d.sum.Bytes {
+	want, err := json.Marshal(trailer{d.sum.Keys, d.sum.Bytes, hex.EncodeToString(digest)})
+	if err != nil || !bytes.Equal(payload, want) {
 		return fmt.Errorf("%w: its digest does not match", ErrDamaged)
 	}
 	if _, err := d.r.ReadByte(); !errors.Is(err, io.EOF) {

@@ -13,34 +13,34 @@ import (
 const (
 	// compactLock is held by the process that compacts.
 	compactLock = "compact history"
-	// compactSteps is how often in History it does.
+	// compactSteps is how often in a history it does.
 	compactSteps = 4
 )
 
 // compactForEver compacts etcd's history while this process holds the lock for
 // it, and waits for the lock otherwise.
-func (s *Store) compactForEver(ctx context.Context) {
+func (s *Store) compactForEver(ctx context.Context, history time.Duration) {
 	for ctx.Err() == nil {
-		err := s.compactWhileHeld(ctx)
+		err := s.compactWhileHeld(ctx, history)
 		if ctx.Err() != nil || s.isClosed() {
 			return
 		}
 		if err != nil {
 			s.cfg.Logger.WarnContext(ctx, "history of etcd is not compacted, it grows", telemetry.Err, err)
 		}
-		sleep(ctx, s.cfg.History/compactSteps/4)
+		sleep(ctx, history/compactSteps/4)
 	}
 }
 
 // compactWhileHeld notes etcd's revision from time to time, and compacts up to
-// the one that it noted History ago.
-func (s *Store) compactWhileHeld(ctx context.Context) error {
+// the one that it noted a history ago.
+func (s *Store) compactWhileHeld(ctx context.Context, history time.Duration) error {
 	l, err := s.Lock(ctx, compactLock)
 	if err != nil {
 		return err
 	}
 	defer l.Unlock()
-	ticker := time.NewTicker(s.cfg.History / compactSteps)
+	ticker := time.NewTicker(history / compactSteps)
 	defer ticker.Stop()
 	var noted []int64
 	for {

@@ -1,6 +1,9 @@
 package etcd
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Compact forgets the kept history up to the head.
 func Compact(ctx context.Context, s *Store) error {
@@ -13,4 +16,10 @@ func Compact(ctx context.Context, s *Store) error {
 	}
 	s.ring.reset(head)
 	return nil
+}
+
+// KeepHistory compacts as Open does with a History that no configuration may
+// have.
+func KeepHistory(ctx context.Context, s *Store, history time.Duration) {
+	s.compactForEver(ctx, history)
 }

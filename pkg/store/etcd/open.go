@@ -68,7 +68,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	f := &feed{store: s, at: m.at}
 	s.background.Go(func() { f.run(s.life) })
 	if cfg.History > 0 {
-		s.background.Go(func() { s.compactForEver(s.life) })
+		s.background.Go(func() { s.compactForEver(s.life, cfg.History) })
 	}
 	return s, nil
 }

@@ -1,0 +1,155 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/etcd"
+	"github.com/credence-id/credence/pkg/store/etcd/etcdtest"
+)
+
+func put(t testing.TB, s store.Store, key, value string) store.Revision {
+	t.Helper()
+	rev, err := s.Update(t.Context(), func(tx store.RWTx) error { tx.Put(key, []byte(value)); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
+}
+
+// TestCompactedWhileCutOff: what etcd forgot while this process could not see it
+// is a gap, and whoever watches is told to read everything again.
+func TestCompactedWhileCutOff(t *testing.T) {
+	t.Parallel()
+	endpoint := etcdtest.New(t)
+	link := etcdtest.NewLink(t, endpoint)
+	cfg := etcd.Config{Endpoints: []string{endpoint}, History: -1, RequestTimeout: time.Second}
+	there := open(t, cfg)
+	cfg.Endpoints = link.Endpoints()
+	s := open(t, cfg)
+	at := put(t, s, "k", "before")
+	next, stop := iter.Pull2(s.Watch(t.Context(), "", 0))
+	defer stop()
+	if b, err, _ := next(); err != nil || b.Revision != at {
+		t.Fatalf("first batch %+v, %v", b, err)
+	}
+	link.Cut()
+	var last store.Revision
+	for i := range 10 {
+		last = put(t, there, "k", fmt.Sprint(i))
+	}
+	cli := etcdtest.NewClient(t, endpoint)
+	defer cli.Close()
+	if _, err := cli.Compact(t.Context(), int64(last)); err != nil {
+		t.Fatal(err)
+	}
+	link.Drop()
+	link.Heal()
+	if b, err, _ := next(); !errors.Is(err, store.ErrCompacted) {
+		t.Errorf("after the gap: %+v, %v", b, err)
+	}
+	// As the contract says: read, and watch from there.
+	var from store.Revision
+	if err := s.View(t.Context(), func(tx store.Tx) error {
+		from = tx.Revision()
+		kv, err := tx.Get("k")
+		if err != nil || string(kv.Value) != "9" || from != last {
+			return fmt.Errorf("found %q at %d, %w", kv.Value, from, err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	newest := put(t, there, "k", "new")
+	for b, err := range s.Watch(t.Context(), "", from) {
+		if err != nil || b.Revision != newest {
+			t.Errorf("the next batch is %+v, %v", b, err)
+		}
+		break
+	}
+}
+
+// TestCompactedWhileRead: a View whose revision is compacted under it ends with
+// an error that says so; an Update begins anew.
+func TestCompactedWhileRead(t *testing.T) {
+	t.Parallel()
+	endpoint := etcdtest.New(t)
+	s := open(t, etcd.Config{Endpoints: []string{endpoint}, History: -1})
+	cli := etcdtest.NewClient(t, endpoint)
+	defer cli.Close()
+	put(t, s, "a", "1")
+	compact := func() {
+		if _, err := cli.Compact(t.Context(), int64(put(t, s, "b", "1"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := s.View(t.Context(), func(tx store.Tx) error {
+		compact()
+		_, err := tx.Get("a")
+		return err
+	})
+	wantUnavailable(t, "View", err, "read again")
+	ran := 0
+	if _, err := s.Update(t.Context(), func(tx store.RWTx) error {
+		if ran++; ran == 1 {
+			compact()
+		}
+		if _, err := tx.Get("a"); err != nil {
+			return err
+		}
+		tx.Put("c", nil)
+		return nil
+	}); err != nil || ran != 2 {
+		t.Errorf("Update: %v after %d runs", err, ran)
+	}
+}
+
+// TestHistory: one of two processes compacts what is older than History, and
+// the other takes over.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	endpoint := etcdtest.New(t)
+	cfg := etcd.Config{Endpoints: []string{endpoint}, History: -1} // What Open does of itself is in the way.
+	const history = 200 * time.Millisecond
+	first := open(t, cfg)
+	old := put(t, first, "k", "old")
+	put(t, first, "k", "new")
+	cli := etcdtest.NewClient(t, endpoint)
+	defer cli.Close()
+	compacted := func(rev store.Revision) {
+		t.Helper()
+		// What is compacted shows only to who asks.
+		for ctx := t.Context(); ; {
+			_, err := cli.Get(ctx, "/credence/k/k", clientv3.WithRev(int64(rev)))
+			if err != nil && strings.Contains(err.Error(), "compacted") {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	run := func(s *etcd.Store) (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { etcd.KeepHistory(ctx, s, history) })
+		return func() { cancel(); wg.Wait() }
+	}
+	stopFirst := run(first)
+	stopSecond := run(open(t, cfg))
+	defer stopSecond()
+	compacted(old)
+	stopFirst()
+	old = put(t, first, "k", "newer")
+	put(t, first, "k", "newest")
+	compacted(old)
+}
