@@ -343,6 +343,9 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 		TrustDomain: td, Index: k.index, Own: k.roots.bundle, SVID: k.svid.chain, Started: time.Now(),
 	})
 	k.health = healthapi.New(k.ready)
+	// A store that is read and not written does not keep a server from issuing,
+	// so it is no reason to send agents away; it is one to wake somebody.
+	k.health.Part("store", k.store.Check)
 	if k.hub, err = feedapi.New(feedapi.Config{
 		TrustDomain: td, Graph: k.graph, Index: k.index, Head: k.store.Head, SetVersion: k.attest.SetVersion,
 		OnDraining: k.health.Changed,

@@ -98,6 +98,12 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"postgres":                  {plugins(memory + "\nDataStore \"sql\" { plugin_data { database_type = \"postgres\" } }"), []string{"plugins.DataStore.sql", `"postgres" is not supported`, "bolt"}},
 		"unknown plugin data":       {plugins("KeyManager \"disk\" { plugin_data { key_path = \"x\" } }"), []string{"plugins.KeyManager.disk.plugin_data.key_path", "keys_path"}},
 		"small ring":                {plugins(memory + "\nDataStore \"bolt\" { plugin_data { ring_bytes = 1 } }"), []string{"plugins.DataStore.bolt", "ring_bytes"}},
+		"etcd nowhere":              {plugins(memory + "\nDataStore \"etcd\" {}"), []string{"plugins.DataStore.etcd", "endpoints", "is empty"}},
+		"etcd endpoint":             {plugins(memory + "\nDataStore \"etcd\" {\nplugin_data { endpoints = [\"etcd-1:2379\"]\nprefix = \"x\" } }"), []string{"server.conf:8: plugins.DataStore.etcd.plugin_data.endpoints: has", "server.conf:9: plugins.DataStore.etcd.plugin_data.prefix: is"}},
+		"etcd passwords":            {plugins(memory + "\nDataStore \"etcd\" { plugin_data { endpoints = [\"http://a:1\"] username = \"me\" password = \"hunter2\" password_file = \"x\" } }"), []string{"plugin_data.password", "keep the file"}},
+		"etcd history":              {plugins(memory + "\nDataStore \"etcd\" { plugin_data { endpoints = [\"http://a:1\"] history = \"long\" } }"), []string{"plugin_data.history", "off"}},
+		"etcd short history":        {plugins(memory + "\nDataStore \"etcd\" { plugin_data { endpoints = [\"http://a:1\"] history = \"1m\" } }"), []string{"plugin_data.history", "the least is 5m"}},
+		"two stores":                {plugins(memory + "\nDataStore \"bolt\" {}\nDataStore \"etcd\" {}"), []string{"plugins.DataStore.etcd", "only one"}},
 		"health port":               {minimal + `health_checks { listener_enabled = true bind_port = "x" }`, []string{"health_checks.bind_port"}},
 		"metrics port":              {minimal + `telemetry { Prometheus { port = 0 } }`, []string{"telemetry.Prometheus.port"}},
 		"negative prune of agents":  {server(`prune_attested_nodes_expired_for = "-1h"`), []string{"server.prune_attested_nodes_expired_for"}},
@@ -170,13 +176,19 @@ plugins {
 	}
 }
 
-// TestShippedConfigurations loads every file in conf/server.
+// TestShippedConfigurations loads every file in conf/server, and those of
+// conf/etcd.
 func TestShippedConfigurations(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../conf/server/*")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no files in conf/server: %v", err)
 	}
+	three, err := filepath.Glob("../../conf/etcd/*.conf")
+	if err != nil || len(three) != 3 {
+		t.Fatalf("%d files in conf/etcd: %v", len(three), err)
+	}
+	files = append(files, three...)
 	for _, f := range files {
 		t.Run(filepath.Base(f), func(t *testing.T) {
 			t.Parallel()

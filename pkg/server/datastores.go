@@ -115,9 +115,11 @@ func (d *etcdData) readPassword(p config.Plugin, cfg *etcd.Config) error {
 	if err != nil {
 		return p.DataErrorf("password_file", "%w", err)
 	}
-	if cfg.Password = strings.TrimRight(string(text), "\r\n"); cfg.Password == "" {
+	password := strings.TrimRight(string(text), "\r\n")
+	if password == "" {
 		return p.DataErrorf("password_file", "%s is empty: write the password of user %q into it", d.PasswordFile, d.Username)
 	}
+	cfg.Password = password
 	return nil
 }
 

@@ -48,6 +48,16 @@ func TestCheckSaysWhatIsSoNow(t *testing.T) {
 			t.Errorf("List: %v, %v, want %v", list, err, want)
 		}
 	}
+	part := &patient{}
+	s.Part("part", part.check)
+	list, err := s.List(t.Context(), &healthv1.HealthListRequest{})
+	if err != nil || len(list.Statuses) != 2 || list.Statuses["part"].GetStatus() != notServing || list.Statuses[""].GetStatus() != serving {
+		t.Errorf("List with a part that is not well: %v, %v", list, err)
+	}
+	part.well.Store(true)
+	if got, err := s.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "part"}); err != nil || got.Status != serving {
+		t.Errorf("Check of a part: %v, %v", got, err)
+	}
 	if _, err := s.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "other"}); rpcerr.Status(err).Code() != codes.NotFound {
 		t.Errorf("another service: %v, want NotFound", err)
 	}

@@ -12,10 +12,11 @@ import (
 )
 
 // Service is grpc.health.v1 of the server as a whole, which clients ask for by
-// the empty name. It is safe for concurrent use.
+// the empty name, and of parts of it that have names. It is safe for concurrent
+// use.
 type Service struct {
 	healthv1.UnimplementedHealthServer
-	check telemetry.Checker
+	checks map[string]telemetry.Checker // by name
 
 	stopped chan struct{}
 	stop    sync.Once
@@ -26,8 +27,12 @@ type Service struct {
 
 // New returns a service that serves while check returns nil.
 func New(check telemetry.Checker) *Service {
-	return &Service{check: check, changed: make(chan struct{}), stopped: make(chan struct{})}
+	return &Service{checks: map[string]telemetry.Checker{"": check}, changed: make(chan struct{}), stopped: make(chan struct{})}
 }
+
+// Part adds a part of the server with a check of its own, before the service is
+// used.
+func (s *Service) Part(name string, check telemetry.Checker) { s.checks[name] = check }
 
 // Stop ends every watch; from now on the server does not serve.
 func (s *Service) Stop() { s.stop.Do(func() { close(s.stopped) }) }
@@ -40,19 +45,23 @@ func (s *Service) Changed() {
 	s.changed = make(chan struct{})
 }
 
-// Check answers for the empty service name; others are NotFound.
+// Check answers for the empty service name and those of parts; others are
+// NotFound.
 func (s *Service) Check(ctx context.Context, req *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
-	if req.GetService() != "" {
+	check, ok := s.checks[req.GetService()]
+	if !ok {
 		return nil, rpcerr.New(codes.NotFound, "unknown service: ask for the empty name, which is the server")
 	}
-	return &healthv1.HealthCheckResponse{Status: s.now(ctx)}, nil
+	return &healthv1.HealthCheckResponse{Status: s.now(ctx, check)}, nil
 }
 
-// List answers for the server, the only one there is.
+// List answers for the server and its parts.
 func (s *Service) List(ctx context.Context, _ *healthv1.HealthListRequest) (*healthv1.HealthListResponse, error) {
-	return &healthv1.HealthListResponse{
-		Statuses: map[string]*healthv1.HealthCheckResponse{"": {Status: s.now(ctx)}},
-	}, nil
+	all := make(map[string]*healthv1.HealthCheckResponse, len(s.checks))
+	for name, check := range s.checks {
+		all[name] = &healthv1.HealthCheckResponse{Status: s.now(ctx, check)}
+	}
+	return &healthv1.HealthListResponse{Statuses: all}, nil
 }
 
 // Watch sends the status, and again when it has changed. A service that is not
@@ -63,8 +72,8 @@ func (s *Service) Watch(req *healthv1.HealthCheckRequest, stream healthv1.Health
 	for {
 		changed := s.next()
 		now := healthv1.HealthCheckResponse_SERVICE_UNKNOWN
-		if req.GetService() == "" {
-			now = s.now(ctx)
+		if check, ok := s.checks[req.GetService()]; ok {
+			now = s.now(ctx, check)
 		}
 		if now != last {
 			if err := stream.Send(&healthv1.HealthCheckResponse{Status: now}); err != nil {
@@ -88,13 +97,13 @@ func (s *Service) next() <-chan struct{} {
 	return s.changed
 }
 
-func (s *Service) now(ctx context.Context) healthv1.HealthCheckResponse_ServingStatus {
+func (s *Service) now(ctx context.Context, check telemetry.Checker) healthv1.HealthCheckResponse_ServingStatus {
 	select {
 	case <-s.stopped:
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	default:
 	}
-	if s.check(ctx) != nil {
+	if check(ctx) != nil {
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	}
 	return healthv1.HealthCheckResponse_SERVING
