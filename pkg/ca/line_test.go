@@ -360,8 +360,13 @@ func TestRevokeOfAnother(t *testing.T) {
 		a, b := w.mustStart(w.config("a", memory())), w.mustStart(w.config("b", memory()))
 		defer a.stop()
 		defer b.stop()
+		runs, err := w.store.Lock(t.Context(), registry.ServerLock("b"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer runs.Unlock()
 		must := mustView(t)
-		for kind, want := range map[string]ca.Rule{"x509": ca.KnownAuthority, "jwt": ca.Tainted} {
+		for kind, want := range map[string]ca.Rule{"x509": ca.OwnerAway, "jwt": ca.Tainted} {
 			theirs := b.lines()[kind]
 			old := activeOf(theirs.State()).ID
 			must(theirs.Activate(t.Context(), must(theirs.Prepare(t.Context())).ID))

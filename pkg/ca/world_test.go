@@ -25,6 +25,7 @@ import (
 	"github.com/credence-id/credence/pkg/keys/diskkey"
 	"github.com/credence-id/credence/pkg/keys/memkey"
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/bolt"
 	"github.com/credence-id/credence/pkg/svid"
 	recordv1 "github.com/credence-id/credence/proto/record/v1"
@@ -45,10 +46,11 @@ var (
 // world is a trust domain: a store on disk, and the SVIDs that its servers
 // issued and that must verify until they expire.
 type world struct {
-	t    testing.TB
-	dir  string
-	reg  *registry.Registry
-	logs *logs
+	t     testing.TB
+	dir   string
+	store store.Store
+	reg   *registry.Registry
+	logs  *logs
 
 	x509 []issuedX509
 	jwt  []issuedJWT
@@ -87,6 +89,7 @@ func newWorld(t testing.TB) *world {
 			t.Error(err)
 		}
 	})
+	w.store = s
 	if w.reg, err = registry.New(t.Context(), registry.Config{Store: s, TrustDomain: td}); err != nil {
 		t.Fatal(err)
 	}

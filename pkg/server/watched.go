@@ -56,7 +56,7 @@ func (w *watchedStore) write(ctx context.Context, do func(context.Context) (stor
 	bounded, cancel := context.WithTimeout(ctx, writeWait)
 	defer cancel()
 	rev, err := do(bounded)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	if bounded.Err() != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, store.ErrUnavailable) {
 		err = fmt.Errorf("%w: a write was not done within %v; it may be done yet", store.ErrUnavailable, writeWait)
 	}
 	return rev, w.count("write", err)

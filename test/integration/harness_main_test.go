@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+
+	"github.com/credence-id/credence/pkg/store/etcd/etcdtest"
 )
 
 // update rewrites the golden parts of testdata/script.
@@ -27,6 +29,7 @@ var workDir string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (exit int) {
+	etcdtest.Member()
 	if role := os.Getenv(roleVariable); role != "" {
 		return runRole(role)
 	}

@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"cmp"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,6 +22,8 @@ import (
 // serverOptions are what a story says about its server; the zero value is a
 // server as users have it.
 type serverOptions struct {
+	// name tells the servers of a world apart (default "s").
+	name string
 	// settings are lines of the section server, beside those every server has.
 	settings string
 	// more is sections beside server and plugins.
@@ -42,7 +46,7 @@ type server struct {
 // newServer writes a configuration and starts nothing.
 func (w *world) newServer(o serverOptions) *server {
 	w.t.Helper()
-	s := &server{world: w, dir: w.path("s"), port: freePort(w.t)}
+	s := &server{world: w, dir: w.path(cmp.Or(o.name, "s")), port: freePort(w.t)}
 	s.conn = dialSocket(w.t, s.socket())
 	writeFile(w.t, s.config(), s.text(o))
 	return s
@@ -77,10 +81,18 @@ func (s *server) config() string  { return s.dir + "/server.conf" }
 func (s *server) dataDir() string { return s.dir + "/data" }
 func (s *server) socket() string  { return s.dir + "/private/api.sock" }
 
+// called is the server's name in what a failed test shows.
+func (s *server) called() string {
+	if name := filepath.Base(s.dir); name != "s" {
+		return "server " + name
+	}
+	return "server"
+}
+
 // run launches the server without waiting for it.
 func (s *server) run() *process {
 	s.t.Helper()
-	s.proc = s.launch("server", exec.Command(s.bin.server, "run", "-config", s.config()))
+	s.proc = s.launch(s.called(), exec.Command(s.bin.server, "run", "-config", s.config()))
 	return s.proc
 }
 
