@@ -26,7 +26,7 @@ func TestS30_RestoredStore(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.Plugins = config.Plugins{plugin(typeKeyManager, "disk")}
-	file := filepath.Join(cfg.Server.DataDir, "store.db")
+	file := filepath.Join(cfg.Server.DataDir, storeFile)
 	run := func(what string, do func(r *running)) {
 		t.Helper()
 		r := start(t, cfg)
