@@ -184,7 +184,7 @@ func (t *theatre) allSynced(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		t.say("%v", err)
+		t.say("%v; streams lost so far: %v", err, t.fleet.Stats().Sample().Lost)
 	}
 }
 

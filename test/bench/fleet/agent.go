@@ -203,8 +203,16 @@ func (a *agent) config(l *link, synced func()) (c feed.Config, asked <-chan stru
 			}
 		},
 	}
-	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address, time.Time{})
+	c.Alternatives, c.LastResort = a.route.Others(l.conn.Address, a.lastSync())
 	return c, once
+}
+
+// lastSync is when the agent was last in sync; zero if it never was.
+func (a *agent) lastSync() time.Time {
+	if a.synced && a.since.IsZero() {
+		return time.Now()
+	}
+	return a.since
 }
 
 // moved is a stream that another server took over.

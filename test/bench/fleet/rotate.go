@@ -28,6 +28,8 @@ type Rotation struct {
 	// GiveUp is how long after it was due an SVID counts as missed: the other
 	// half; default Every.
 	GiveUp time.Duration
+	// Count ends it after so many SVIDs; 0: the context does.
+	Count int
 }
 
 const (
@@ -43,9 +45,9 @@ const (
 // PerSecond is how many SVIDs n agents ask for.
 func (r Rotation) PerSecond(n int) float64 { return float64(n*r.Warm) / r.Every.Seconds() }
 
-// Rotate asks for SVIDs until the context ends, evenly spread, each call for
-// one SVID over the connection of its agent. A call that fails is repeated; one
-// that is under way when the context ends does not count.
+// Rotate asks for SVIDs until the context ends or it has Count of them, evenly
+// spread, each call for one SVID over the connection of its agent. A call that
+// fails is repeated; one that is under way when the context ends does not count.
 func (f *Fleet) Rotate(ctx context.Context, r Rotation) error {
 	if r.GiveUp == 0 {
 		r.GiveUp = r.Every
@@ -59,7 +61,7 @@ func (f *Fleet) Rotate(ctx context.Context, r Rotation) error {
 	free := make(chan struct{}, inFlight)
 	start, gap := time.Now(), time.Duration(float64(time.Second)/r.PerSecond(len(f.agents)))
 	seed := maphash.MakeSeed()
-	for i := 0; ; i++ {
+	for i := 0; r.Count == 0 || i < r.Count; i++ {
 		due := start.Add(time.Duration(i) * gap)
 		select {
 		case <-time.After(time.Until(due)):
@@ -78,6 +80,7 @@ func (f *Fleet) Rotate(ctx context.Context, r Rotation) error {
 			<-free
 		})
 	}
+	return nil
 }
 
 func csrPool() ([][]byte, error) {
