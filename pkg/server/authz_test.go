@@ -135,7 +135,7 @@ func TestS24_CertificateMustVerify(t *testing.T) {
 			t.Parallel()
 			// Not even what anyone may call: who lies is not served.
 			for _, call := range []string{"GetBundle", "GetAuthorizedEntries", "ListEntries"} {
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				err := calls[call](ctx, r.dial(t, cert))
 				cancel()
 				if c := status.Code(err); c != codes.Unavailable && c != codes.Unauthenticated {
@@ -199,10 +199,10 @@ func TestS25_AuthorisationIsPerCallAndMessage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			begin := time.Now()
 			if err := tc.end(t.Context(), agentv1.NewAgentClient(r.admin(t)), wireID(agent.id.Path())); err != nil {
 				t.Fatal(err)
 			}
+			begin := time.Now()
 			if _, err := idle.Recv(); reason(err) != tc.want {
 				t.Errorf("stream that nobody sends on: %v, want %v", err, tc.want)
 			}

@@ -206,13 +206,17 @@ func wireID(path string) *types.SPIFFEID {
 	return &types.SPIFFEID{TrustDomain: testDomain, Path: path}
 }
 
+// patience is how long a test waits for what has to come, on a machine that has
+// other things to do; what comes ends the wait.
+const patience = time.Minute
+
 // soon tries until ok says yes, or the test's patience ends.
 func soon(t testing.TB, what string, ok func(ctx context.Context) bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok(t.Context()) {
 			return
 		}
 	}
-	t.Fatalf("not after 10 s: %s", what)
+	t.Fatalf("not after %v: %s", patience, what)
 }

@@ -35,7 +35,7 @@ func attackWith(t *testing.T, r *running, cert *tls.Certificate) *attacker {
 	t.Helper()
 	cfg := r.clientTLS(t, cert)
 	cfg.NextProtos = []string{"h2"}
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: cfg}
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: cfg}
 	raw, err := d.DialContext(t.Context(), "tcp", r.Address.String())
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func attackWith(t *testing.T, r *running, cert *tls.Certificate) *attacker {
 		t.Fatal("not a TLS connection")
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
@@ -97,7 +97,7 @@ func (a *attacker) drain() <-chan struct{} {
 // served says whether another client is served meanwhile.
 func served(t *testing.T, r *running, what string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := calls["GetBundle"](ctx, r.dial(t, nil)); err != nil {
 		t.Errorf("%s, another client: %v", what, err)
@@ -166,7 +166,7 @@ func TestS27_ContinuationFlood(t *testing.T) {
 	}
 	select {
 	case <-gone:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("the server did not hang up")
 	}
 	served(t, r, "after")

@@ -134,8 +134,8 @@ func startOn(t testing.TB, cfg Config, way *tether) *running {
 	case err := <-done:
 		done <- nil
 		t.Fatalf("Run: %v", err)
-	case <-time.After(10 * time.Second):
-		t.Fatal("server is not ready after 10 s")
+	case <-time.After(patience):
+		t.Fatalf("server is not ready after %v", patience)
 	}
 	return r
 }

@@ -142,7 +142,7 @@ func TestProxyRefuses(t *testing.T) {
 			conn := r.dialFrom(t, "127.0.0.1")
 			// The server may have hung up before all of it is sent.
 			_, _ = io.WriteString(conn, tc.header+"\x16\x03\x01")
-			if !hangsUp(conn, 5*time.Second) {
+			if !hangsUp(conn, patience) {
 				t.Error("the server waits for more")
 			}
 			soon(t, "it is counted", func(context.Context) bool { return count(t, r.inside.door.refused, becauseProxy) == 1 })
@@ -197,7 +197,7 @@ func TestRatesBehindAProxy(t *testing.T) {
 	r.inside.chain.limits.methods[agentv1.Agent_AttestAgent_FullMethodName] = limited{
 		Limiter: ratelimit.New[sender](attestRate), name: "attestation", bySource: true,
 	}
-	attest := func(header string, delayed float64) {
+	attest := func(header string) (delayed float64) {
 		t.Helper()
 		stream, err := agentv1.NewAgentClient(r.dialVia(t, header)).AttestAgent(t.Context())
 		if err != nil {
@@ -209,13 +209,16 @@ func TestRatesBehindAProxy(t *testing.T) {
 		if _, err := stream.Recv(); err == nil {
 			t.Fatal("nothing was attested")
 		}
-		if n := count(t, r.inside.chain.limits.total, "attestation", "delayed"); n != delayed {
-			t.Errorf("%v attestations were delayed, want %v", n, delayed)
-		}
+		return count(t, r.inside.chain.limits.total, "attestation", "delayed")
 	}
-	attest(proxyV1, 0)
-	attest(proxyV1six, 0)
-	attest(proxyV2(1, 0x11, v2four), 1) // The first one's source again.
+	if n := attest(proxyV1) + attest(proxyV1six); n != 0 {
+		t.Errorf("%v attestations of different sources were delayed", n)
+	}
+	// A busy machine may take so long over a connection that it is its turn.
+	soon(t, "one is delayed whose source has just attested", func(context.Context) bool {
+		before := attest(proxyV1)
+		return attest(proxyV2(1, 0x11, v2four)) == before+1
+	})
 }
 
 func TestProxyNetworks(t *testing.T) {

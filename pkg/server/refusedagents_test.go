@@ -44,7 +44,7 @@ func callAll(ctx context.Context, conn *grpc.ClientConn) map[string]error {
 }
 
 func callStream(ctx context.Context, conn *grpc.ClientConn, method string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
@@ -52,6 +52,22 @@ func callStream(ctx context.Context, conn *grpc.ClientConn, method string) error
 	}
 	_ = stream.SendMsg(new(emptypb.Empty)) // a refusal comes with RecvMsg
 	return stream.RecvMsg(new(emptypb.Empty))
+}
+
+// inTime calls do with longer and longer lifetimes until it ends well, and returns
+// when what it made ends. It may fail because that has ended already: a busy
+// machine can take seconds over a connection.
+func inTime(t *testing.T, do func(ttl time.Duration) (end time.Time, err error)) time.Time {
+	t.Helper()
+	for ttl := 2 * time.Second; ; ttl *= 2 {
+		end, err := do(ttl)
+		switch {
+		case err == nil:
+			return end
+		case time.Now().Before(end), ttl > patience:
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestRefusedAgentsAreToldWhy: an agent that may not act gets the reason, by
@@ -84,25 +100,24 @@ func TestRefusedAgentsAreToldWhy(t *testing.T) {
 			}
 		}, types.PermissionDeniedDetails_AGENT_NOT_ACTIVE},
 		"expired": {func(t *testing.T, _ *running, a *testAgent) {
-			leaf, err := x509.ParseCertificate(a.cert.Certificate[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(time.Until(leaf.NotAfter) + 1100*time.Millisecond)
+			time.Sleep(time.Until(endOf(t, a)) + 1100*time.Millisecond)
 		}, types.PermissionDeniedDetails_AGENT_EXPIRED},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := testConfig(t)
-			if tc.want == types.PermissionDeniedDetails_AGENT_EXPIRED {
-				cfg.Server.AgentTTL = 2 * time.Second
-			}
-			r := start(t, cfg)
-			a := r.attest(t)
-			// The connection is from when all was well.
-			if _, err := agentv1.NewAgentClient(a.conn).PostStatus(t.Context(), &agentv1.PostStatusRequest{}); err != nil {
-				t.Fatal(err)
-			}
+			var r *running
+			var a *testAgent
+			inTime(t, func(ttl time.Duration) (time.Time, error) {
+				cfg := testConfig(t)
+				if tc.want == types.PermissionDeniedDetails_AGENT_EXPIRED {
+					cfg.Server.AgentTTL = ttl
+				}
+				r = start(t, cfg)
+				a = r.attest(t)
+				// The connection is from when all was well.
+				_, err := agentv1.NewAgentClient(a.conn).PostStatus(t.Context(), &agentv1.PostStatusRequest{})
+				return endOf(t, a), err
+			})
 			tc.end(t, r, a)
 			for method, err := range callAll(t.Context(), a.conn) {
 				if reason(err) != tc.want {
@@ -111,6 +126,15 @@ func TestRefusedAgentsAreToldWhy(t *testing.T) {
 			}
 		})
 	}
+}
+
+func endOf(t *testing.T, a *testAgent) time.Time {
+	t.Helper()
+	leaf, err := x509.ParseCertificate(a.cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf.NotAfter
 }
 
 // TestReattestableAgentsMustNotRenew: one that can attest again is told to.
@@ -135,18 +159,19 @@ func TestReattestableAgentsMustNotRenew(t *testing.T) {
 func TestExpiredWorkloadsAreNoAgents(t *testing.T) {
 	t.Parallel()
 	r := start(t, testConfig(t))
-	key := newKey(t)
-	resp, err := svidv1.NewSVIDClient(r.admin(t)).MintX509SVID(t.Context(), &svidv1.MintX509SVIDRequest{
-		Csr: csr(t, key, "spiffe://"+testDomain+"/brief"), Ttl: 2,
+	var conn *grpc.ClientConn
+	end := inTime(t, func(ttl time.Duration) (time.Time, error) {
+		key := newKey(t)
+		resp, err := svidv1.NewSVIDClient(r.admin(t)).MintX509SVID(t.Context(), &svidv1.MintX509SVIDRequest{
+			Csr: csr(t, key, "spiffe://"+testDomain+"/brief"), Ttl: int32(ttl.Seconds()),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn = r.dial(t, &tls.Certificate{Certificate: resp.GetSvid().GetCertChain(), PrivateKey: key})
+		return time.Unix(resp.GetSvid().GetExpiresAt(), 0), calls["GetBundle"](t.Context(), conn)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := r.dial(t, &tls.Certificate{Certificate: resp.GetSvid().GetCertChain(), PrivateKey: key})
-	if err := calls["GetBundle"](t.Context(), conn); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(time.Until(time.Unix(resp.GetSvid().GetExpiresAt(), 0)) + 1100*time.Millisecond)
+	time.Sleep(time.Until(end) + 1100*time.Millisecond)
 	for method, err := range callAll(t.Context(), conn) {
 		if status.Code(err) != codes.Unauthenticated {
 			t.Errorf("%s: %v, want Unauthenticated", method, err)

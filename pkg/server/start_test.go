@@ -40,7 +40,7 @@ func fails(t *testing.T, cfg Config) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err = srv.Run(ctx)
 	if err == nil {

@@ -38,7 +38,7 @@ func TestS07_StrangersConnectionIsBounded(t *testing.T) {
 	}
 	select {
 	case <-gone:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("the server takes more than %d bytes from a stranger", sent)
 	}
 

@@ -63,7 +63,7 @@ func TestS07_UnreadAnswersAreBounded(t *testing.T) {
 // headers of an answer.
 func (a *attacker) outcomes(t *testing.T, n int) (refused, answered int) {
 	t.Helper()
-	if err := a.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := a.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	a.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
