@@ -25,6 +25,8 @@ var kinds = []struct {
 	code    codes.Code
 	message string
 }{
+	// An engine says why it is not available, which may be a deadline of its own.
+	{store.ErrUnavailable, codes.Unavailable, "the store is not available now: try again"},
 	{context.Canceled, codes.Canceled, "the call was cancelled"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, "the call took longer than its deadline"},
 	{policy.ErrDenied, codes.PermissionDenied, ""},
@@ -37,7 +39,6 @@ var kinds = []struct {
 	{registry.ErrConflict, codes.Aborted, ""},
 	{registry.ErrBanned, codes.PermissionDenied, ""},
 	{registry.ErrTokenRefused, codes.InvalidArgument, "join token does not exist or has already been used"},
-	{store.ErrUnavailable, codes.Unavailable, "the store is not available now: try again"},
 	{store.ErrClosed, codes.Unavailable, "the server is stopping: try again"},
 	{store.ErrLockLost, codes.Unavailable, "another server took this work over: try again"},
 	{store.ErrTooLarge, codes.ResourceExhausted, "the request is too large for one transaction: split it"},
