@@ -2,8 +2,10 @@ package etcd_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 	"testing"
 
@@ -14,7 +16,14 @@ import (
 	"github.com/credence-id/credence/pkg/store/storetest"
 )
 
-func TestMain(m *testing.M) { etcdtest.Main(m) }
+func TestMain(m *testing.M) {
+	// Each of the model's steps is a few calls over a socket: a quarter of
+	// rapid's default is half a minute, and the flag or a soak gives more.
+	if os.Getenv("SOAK") == "" {
+		_ = flag.Set("rapid.checks", "25") // rapid has defined it.
+	}
+	etcdtest.Main(m)
+}
 
 var prefixes atomic.Int64
 
