@@ -147,8 +147,6 @@ func watch(t testing.TB, conn *grpc.ClientConn) *feedClient {
 	return f
 }
 
-const patience = 20 * time.Second
-
 // synced waits for the agent to hold all it may have.
 func (f *feedClient) synced(t testing.TB) bool {
 	t.Helper()
