@@ -22,14 +22,39 @@ import (
 // A transaction that never will be is tried again by the caller. If etcd cannot
 // be asked for RequestTimeout, the outcome stays unknown.
 func (c *commit) resolve(ctx context.Context, why error) (store.Revision, *attempted, error) {
-	s := c.tx.store
-	begin := time.Now()
-	head, err := s.moveFence(ctx, c.tx.fence)
+	head, err := c.tx.store.moveFence(ctx, c.tx.fence)
+	rev, err := c.look(ctx, head, why, err)
+	if rev == 0 && err == nil {
+		return 0, &attempted{}, nil
+	}
+	return rev, nil, err
+}
+
+// full finds out what became of a transaction that was answered by NOSPACE. One
+// that meets the end of the quota only when it is applied, because others came
+// in between, is applied all the same. It is under way no more, and the fence
+// could not be moved.
+func (c *commit) full(ctx context.Context, why error) (store.Revision, error) {
+	head, err := c.tx.store.headNow(ctx)
+	rev, err := c.look(ctx, head, why, err)
+	if rev != 0 || err != nil {
+		return rev, err
+	}
+	err = fmt.Errorf("%w; nothing was written", explain("committing", why))
+	c.tx.store.refused(err, diagnose(why))
+	return 0, err
+}
+
+// look goes through the heads from the given one, which could not be read if
+// there is an error, back to where the transaction began. Without an error it
+// returns the revision of the transaction, 0 if it was not committed.
+func (c *commit) look(ctx context.Context, head *mvccpb.KeyValue, why, err error) (store.Revision, error) {
+	s, begin := c.tx.store, time.Now()
 	for err == nil && head.ModRevision > c.tx.at {
 		if string(head.Value) == c.id {
 			s.metrics.resolved("committed")
 			s.committed(time.Since(begin))
-			return store.Revision(head.ModRevision), nil, nil
+			return store.Revision(head.ModRevision), nil
 		}
 		head, err = s.headAt(ctx, head.ModRevision-1)
 	}
@@ -37,10 +62,26 @@ func (c *commit) resolve(ctx context.Context, why error) (store.Revision, *attem
 		s.metrics.resolved("unknown")
 		err = fmt.Errorf("%w; the outcome is unknown: %w", explain("committing", why), err)
 		s.refused(err, diagnose(why))
-		return 0, nil, err
+		return 0, err
 	}
 	s.metrics.resolved("not committed")
-	return 0, &attempted{}, nil
+	return 0, nil
+}
+
+// headNow is the head that a majority agrees on.
+func (s *Store) headNow(ctx context.Context) (head *mvccpb.KeyValue, err error) {
+	err = s.attempt(ctx, "finding out what was committed", func(ctx context.Context) error {
+		resp, err := s.client.Get(ctx, s.at.head())
+		if err != nil {
+			return err
+		}
+		if len(resp.Kvs) == 0 {
+			return s.gone()
+		}
+		head = resp.Kvs[0]
+		return nil
+	})
+	return head, err
 }
 
 // moveFence writes the record of the store as it is, unless somebody has done

@@ -273,6 +273,9 @@ func (c *commit) run(ctx context.Context) (store.Revision, *attempted, error) {
 	case err == nil:
 		next, err := s.after(resp, c.reads, skip)
 		return 0, next, err
+	case diagnose(err) == causeQuota:
+		rev, err := c.full(ctx, err)
+		return rev, nil, err
 	case refused(err):
 		err = fmt.Errorf("%w; nothing was written", explain("committing", err))
 		s.refused(err, diagnose(err))
