@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -113,7 +114,7 @@ func (r *Route) dial(ctx context.Context, c candidate, s Security) (*Conn, error
 	if dial := r.cfg.Dial; dial != nil {
 		options = append(options, grpc.WithContextDialer(dial))
 	}
-	conn, err := grpc.NewClient("passthrough:///"+c.address, options...)
+	conn, err := grpc.NewClient("passthrough:///"+url.PathEscape(c.address), options...)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the server at %s: %w", c.address, err)
 	}
