@@ -4,10 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Cache holds what the agent is entitled to. It is called by one goroutine of
@@ -70,6 +75,11 @@ type Stream struct {
 	// touched and resyncing are used by whoever has the turn: the cache was
 	// changed, and some buckets wait for Synced.
 	touched, resyncing bool
+
+	mu sync.Mutex
+	// guarded by mu:
+	refused bool               // the server has refused the agent
+	next    context.CancelFunc // of the stream that HandOver opens; nil: none
 }
 
 // Follow is Open and Stream.Follow.
@@ -161,6 +171,9 @@ func (s *Stream) follow(mine *bool) error {
 	for {
 		resp, err := s.watch.Recv()
 		if err != nil {
+			if refused(err) {
+				s.refuse()
+			}
 			return err
 		}
 		if !*mine {
@@ -184,8 +197,9 @@ func (s *Stream) follow(mine *bool) error {
 // HandOver opens a stream on a connection to another server, as Open does, and
 // then ends this one with ErrHandedOver. Until that one is in sync, this one
 // stays open, and what it says waits. When that one fails, the error is its own,
-// and this one goes on; or ends, when the cache was changed already. It is
-// called while Follow runs.
+// and this one goes on; or ends, when the cache was changed already or the agent
+// is refused. When this server refuses the agent meanwhile, that ends both at
+// once: the other one may not have heard of it. It is called while Follow runs.
 func (s *Stream) HandOver(ctx context.Context, c Config) (*Stream, error) {
 	select {
 	case <-s.turn:
@@ -196,26 +210,69 @@ func (s *Stream) HandOver(ctx context.Context, c Config) (*Stream, error) {
 	if s.over != nil {
 		return nil, s.over
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	next, err := s.takenOver(ctx, cancel, c)
+	switch {
+	case s.opening(nil):
+		cancel()
+		return nil, errors.New("the server refused the agent while another one took the stream over")
+	case err == nil:
+		next.cancel = cancel
+		s.over = ErrHandedOver
+	case next != nil && next.touched, refused(err):
+		s.over = fmt.Errorf("handing the stream over: %w", err)
+	}
+	if s.over != nil {
+		s.cancel()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return next, nil
+}
+
+// takenOver opens the stream at the other server and waits until it is in sync.
+// cancel ends it, and whatever there is of it before.
+func (s *Stream) takenOver(ctx context.Context, cancel context.CancelFunc, c Config) (*Stream, error) {
+	if s.opening(cancel) {
+		return nil, context.Canceled
+	}
+	late := time.AfterFunc(handOverTimeout, cancel)
+	defer late.Stop()
 	next, err := start(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	late := time.AfterFunc(handOverTimeout, next.cancel)
-	defer late.Stop()
-	err = next.catchUp(func() { late.Stop() })
-	switch {
-	case err == nil:
-		s.over = ErrHandedOver
-	case next.touched:
-		s.over = fmt.Errorf("handing the stream over: %w", err)
-	default:
-		return nil, err
+	return next, next.catchUp(func() { late.Stop() })
+}
+
+// opening says how to end the stream that HandOver opens, nil when it is done,
+// and returns whether the server has refused the agent.
+func (s *Stream) opening(cancel context.CancelFunc) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next = cancel
+	return s.refused
+}
+
+// refuse is told that the server has refused the agent.
+func (s *Stream) refuse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = true
+	if s.next != nil {
+		s.next()
 	}
-	s.cancel()
-	if err != nil {
-		return nil, err
-	}
-	return next, nil
+}
+
+// refused says whether a server has said that the agent may not go on.
+func refused(err error) bool {
+	st, ok := status.FromError(err)
+	return ok && st.Code() == codes.PermissionDenied && slices.ContainsFunc(st.Details(), func(d any) bool {
+		_, said := d.(*types.PermissionDeniedDetails)
+		return said
+	})
 }
 
 // take applies one message, acknowledges it, and says whether it ends a change.

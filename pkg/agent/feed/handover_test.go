@@ -9,6 +9,7 @@ import (
 	"time"
 
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -237,4 +238,53 @@ func TestHandOverWaitsForTheEndOfAChange(t *testing.T) {
 			t.Errorf("the old stream ended with %v", err)
 		}
 	})
+}
+
+// TestRefusedDuringHandOver: what one of the two servers knows of a ban holds at
+// once, whatever the other one says or does not say.
+func TestRefusedDuringHandOver(t *testing.T) {
+	t.Parallel()
+	said, err := status.New(codes.PermissionDenied, "banned").WithDetails(&types.PermissionDeniedDetails{Reason: types.PermissionDeniedDetails_AGENT_BANNED})
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := delta(&feedv1.Delta{Revision: 12, More: true})
+	for name, tc := range map[string]struct {
+		steps []*feedv1.WatchResponse // of the other server
+		byOld bool
+	}{
+		"by the old one, the other is silent":     {nil, true},
+		"by the old one, the other has much more": {[]*feedv1.WatchResponse{more}, true},
+		"by the other":             {nil, false},
+		"by the other, in between": {[]*feedv1.WatchResponse{more}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				from, to := newLive(synced(10)), newLive(tc.steps...)
+				m := startMoving(t, from)
+				begin := time.Now()
+				go func() {
+					<-to.opened
+					synctest.Wait()
+					if tc.byOld {
+						from.end <- said.Err()
+					} else {
+						to.end <- said.Err()
+					}
+				}()
+				if next, err := m.HandOver(t.Context(), Config{Conn: to.serve(t), Cache: m.cache}); err == nil || next != nil {
+					t.Errorf("handed over: %v", err)
+				}
+				if err := <-m.ended; status.Code(err) != codes.PermissionDenied {
+					t.Errorf("the stream ended with %v", err)
+				}
+				<-from.left
+				<-to.left
+				if took := time.Since(begin); took != 0 {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
 }
