@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,6 +83,19 @@ type candidate struct {
 	proxied bool
 }
 
+// otherWay says whether both are of one name, and of different versions of IP.
+func (c candidate) otherWay(o candidate) bool {
+	if c.authority != o.authority {
+		return false
+	}
+	a, err := netip.ParseAddrPort(c.address)
+	if err != nil {
+		return false
+	}
+	b, err := netip.ParseAddrPort(o.address)
+	return err == nil && a.Addr().Is4() != b.Addr().Is4()
+}
+
 // New returns a Route that has chosen no server yet; it resolves nothing.
 func New(cfg Config) *Route {
 	if cfg.Log == nil {
@@ -154,13 +168,18 @@ func (r *Route) blame(address string, now time.Time) {
 
 // Others says how many servers there are beside the one at an address, by the
 // last Connect, and whether none of these is one to go to: all have failed since
-// a time.
+// a time. The addresses that the same name has in the other version of IP are
+// not counted: they are other ways to the same servers.
 func (r *Route) Others(address string, since time.Time) (n int, none bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now, none := time.Now(), true
+	var at candidate
+	if i := slices.IndexFunc(r.last, func(c candidate) bool { return c.address == address }); i >= 0 {
+		at = r.last[i]
+	}
 	for _, c := range r.last {
-		if c.address == address {
+		if c.address == address || c.otherWay(at) {
 			continue
 		}
 		n++
