@@ -44,6 +44,9 @@ func (a *Agent) hurry(err error, worked bool, tried *int) (pause time.Duration, 
 
 // elsewhere says whether another server may do what this one did not.
 func elsewhere(err error) bool {
+	if errors.Is(err, feed.ErrDiverged) {
+		return true // What it has said in full, it would say again.
+	}
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.ResourceExhausted, codes.DataLoss:
 		return true

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/agent/route"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -173,6 +174,9 @@ func TestHurry(t *testing.T) {
 			if _, more := a.hurry(err, true, &tried); more || a.goOn(t) != at {
 				t.Errorf("another server would not do better: %v", err)
 			}
+		}
+		if _, more := a.hurry(fmt.Errorf("following: %w", feed.ErrDiverged), true, &tried); !more || a.goOn(t) == at {
+			t.Error("an agent stays with a server whose digest is not that of what it sends")
 		}
 		for _, s := range servers {
 			s.Stop()
