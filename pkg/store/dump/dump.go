@@ -133,7 +133,7 @@ func Copy(ctx context.Context, from, to store.Store, progress Progress) (sum Sum
 		return errors.Join(err, w.CloseWithError(err))
 	})
 	sum, err = Read(ctx, r, to, progress)
-	r.CloseWithError(err) //nolint:errcheck // It returns nil.
+	r.CloseWithError(err)
 	if werr := g.Wait(); werr != nil && (err == nil || errors.Is(err, werr)) {
 		return sum, werr
 	}
@@ -151,7 +151,7 @@ type filler struct {
 // begin puts the marker into an empty store.
 func begin(ctx context.Context, s store.Store) (*filler, error) {
 	var nonce [16]byte
-	rand.Read(nonce[:]) //nolint:errcheck // Never fails.
+	rand.Read(nonce[:])
 	f := &filler{store: s, mine: hex.EncodeToString(nonce[:]), content: sha256.New()}
 	again := false
 	_, err := s.Update(ctx, func(tx store.RWTx) error {
@@ -248,7 +248,7 @@ func (f *filler) fill(ctx context.Context, r io.Reader, progress Progress) (Summ
 		if key == Marker {
 			return fmt.Errorf("%w: it holds the key of an unfinished restore", ErrDamaged)
 		}
-		f.content.Write(appendKV(nil, key, value)) //nolint:errcheck // Never fails.
+		f.content.Write(appendKV(nil, key, value))
 		n := len(key) + len(value)
 		if len(chunk) == chunkKeys || size+n > store.MaxBytes {
 			send()
@@ -289,7 +289,7 @@ func (f *filler) finish(ctx context.Context, sum Summary) error {
 			if kv.Key == Marker {
 				continue
 			}
-			content.Write(appendKV(nil, kv.Key, kv.Value)) //nolint:errcheck // Never fails.
+			content.Write(appendKV(nil, kv.Key, kv.Value))
 			keys++
 		}
 		return nil

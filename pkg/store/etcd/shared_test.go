@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -258,4 +259,57 @@ func TestFence(t *testing.T) {
 	}
 	l.Unlock()
 	second.Unlock()
+}
+
+// TestLimitsUnderLock makes the largest Updates there may be, with the longest
+// prefix and under a lock, whose fence takes what MaxOps leaves of etcd's limit.
+func TestLimitsUnderLock(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	cfg.Prefix += strings.Repeat("p", 255-len(cfg.Prefix)) + "/"
+	s := open(t, cfg)
+	l, err := s.Lock(t.Context(), "work")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Unlock()
+	long := func(kind string, i int) string {
+		key := fmt.Sprintf("%s%03d/", kind, i) // A table of its own.
+		return key + strings.Repeat("k", store.MaxKey-len(key))
+	}
+	for name, fn := range map[string]func(tx store.RWTx){
+		"reads": func(tx store.RWTx) {
+			for i := range store.MaxOps - 1 {
+				_, _ = tx.Get(long("none", i))
+			}
+			tx.Put("k", nil)
+		},
+		"reads and large writes": func(tx store.RWTx) {
+			for i := range store.MaxOps / 2 {
+				_, _ = tx.Get(long("large", i))
+				tx.Put(long("large", i), make([]byte, store.MaxBytes/(store.MaxOps/2)-store.MaxKey))
+			}
+		},
+		"scans": func(tx store.RWTx) {
+			for i := range store.MaxOps/2 - 1 {
+				for range tx.Scan(long("s", i), "") {
+					t.Error("there is none")
+				}
+			}
+			tx.Put("k", nil)
+		},
+	} {
+		if _, err := l.Update(t.Context(), func(tx store.RWTx) error { fn(tx); return nil }); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Each delete marks a table.
+	if _, err := l.Update(t.Context(), func(tx store.RWTx) error {
+		for i := range store.MaxOps / 2 {
+			tx.Delete(long("large", i))
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("deletes: %v", err)
+	}
 }

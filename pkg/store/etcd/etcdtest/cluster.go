@@ -98,7 +98,7 @@ func (c *Cluster) start(i int) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec // This binary.
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), memberEnv+"="+string(text), "GORACE=atexit_sleep_ms=0")
 	if p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return err

@@ -40,7 +40,7 @@ func newProxy(tb testing.TB, peers bool, open func(from string) (bool, <-chan st
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context())) //nolint:gosec // stop calls it.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
 	p := &proxy{listener: l, open: open, peers: peers, cancel: cancel, conns: make(map[net.Conn]struct{})}
 	p.running.Go(func() { p.accept(ctx) })
 	tb.Cleanup(p.stop)
