@@ -74,6 +74,7 @@ type tether struct {
 	heads atomic.Int64 // how often the head was asked for
 	// loading, if set, makes the tether slow once the server is put together.
 	loading bool
+	queues  sync.Map // lock's name → chan struct{} of one turn
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -206,17 +207,39 @@ func (w *tether) Watch(ctx context.Context, prefix string, after store.Revision)
 	}
 }
 
+// Lock is the store's. As with an engine whose locks can be lost, who wants one
+// waits for the holder of the same process to give it up, lost or not.
 func (w *tether) Lock(ctx context.Context, name string) (store.Lock, error) {
 	if err := w.reach(ctx); err != nil {
 		return nil, err
 	}
-	l, err := w.Store.Lock(ctx, name)
-	if err == nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.held = append(w.held, l)
+	queue, _ := w.queues.LoadOrStore(name, make(chan struct{}, 1))
+	turn := queue.(chan struct{})
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return l, err
+	l, err := w.Store.Lock(ctx, name)
+	if err != nil {
+		<-turn
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = append(w.held, l)
+	return &leased{Lock: l, free: sync.OnceFunc(func() { <-turn })}, nil
+}
+
+// leased is a lock of which expire ends the lease, and not the waiting for it.
+type leased struct {
+	store.Lock
+	free func()
+}
+
+func (l *leased) Unlock() {
+	l.Lock.Unlock()
+	l.free()
 }
 
 func (w *tether) Info() store.Info {

@@ -89,6 +89,7 @@ func (p *presence) Run(ctx context.Context, proof func(context.Context) error) e
 		case <-p.lock.Lost():
 		}
 		p.log.WarnContext(ctx, "the lock of this server's ID was lost, taking it again", telemetry.Name, p.name)
+		p.lock.Unlock() // Until then others of this process wait for it, and this one would too.
 		if err := p.retake(ctx, proof); err != nil {
 			return err
 		}

@@ -127,7 +127,9 @@ type Lock interface {
 	Update(ctx context.Context, fn func(RWTx) error) (Revision, error)
 	// Lost is closed when the lock is known to be held no more.
 	Lost() <-chan struct{}
-	// Unlock gives the lock up. It may be called more than once.
+	// Unlock gives the lock up. It may be called more than once. A holder who
+	// has lost the lock calls it too, before Lock: until then those of the same
+	// process who ask for the lock wait.
 	Unlock()
 }
 
