@@ -20,6 +20,7 @@ import (
 type feed struct {
 	store *Store
 	at    int64 // etcd's revision that has been fed
+	count int64 // of Updates until then: what etcd calls the version of the head
 
 	// The Update that is being put together; head is its last event.
 	rev    int64
@@ -31,6 +32,10 @@ var (
 	errGap = errors.New("the history that was not seen yet is compacted")
 	// errDisorder ends a watch that has events for an Update that is complete.
 	errDisorder = errors.New("an event came after the end of its transaction")
+	// errMissed ends a watch that left out an Update. Members of etcd before
+	// 3.5.8 can say that a watch has got further than it has, and then it is
+	// resumed from there.
+	errMissed = errors.New("the watch left out an update")
 	// errSilent ends a watch over which nothing comes, not even the answer to
 	// whether there is something: its member may hang.
 	errSilent = errors.New("the member does not answer")
@@ -48,7 +53,7 @@ func (f *feed) run(ctx context.Context) {
 			return
 		}
 		s.metrics.feedBreaks.Inc()
-		if errors.Is(err, errGap) || errors.Is(err, errDisorder) {
+		if errors.Is(err, errGap) || errors.Is(err, errDisorder) || errors.Is(err, errMissed) {
 			err = errors.Join(err, f.skip(ctx))
 		}
 		if time.Since(begin) > time.Minute {
@@ -67,7 +72,7 @@ func (f *feed) skip(ctx context.Context) error {
 		return err
 	}
 	f.store.ring.reset(m.rev)
-	f.at, f.rev, f.events = m.at, 0, nil
+	f.at, f.count, f.rev, f.events = m.at, m.count, 0, nil
 	return nil
 }
 
@@ -143,12 +148,14 @@ func (f *feed) take(e *clientv3.Event) error {
 		f.rev, f.events = e.Kv.ModRevision, nil // What has no head was no Update's.
 	}
 	if !s.at.isHead(e.Kv.Key) {
-		ev := store.Event{Key: s.at.key(e.Kv.Key)}
-		if e.Type == clientv3.EventTypePut {
-			ev.Value = append(make([]byte, 0, len(e.Kv.Value)), e.Kv.Value...)
-		}
-		f.events = append(f.events, ev)
+		f.add(e)
 		return nil
+	}
+	if e.Type == clientv3.EventTypePut {
+		if e.Kv.Version != f.count+1 {
+			return fmt.Errorf("%w: number %d came after %d", errMissed, e.Kv.Version, f.count)
+		}
+		f.count = e.Kv.Version
 	}
 	f.at = f.rev
 	if len(f.events) > 0 && e.Type == clientv3.EventTypePut {
@@ -157,4 +164,16 @@ func (f *feed) take(e *clientv3.Event) error {
 	}
 	f.rev, f.events = 0, nil
 	return nil
+}
+
+// add adds an event that is not the last of its Update.
+func (f *feed) add(e *clientv3.Event) {
+	if !f.store.at.isData(e.Kv.Key) {
+		return // Somebody else's.
+	}
+	ev := store.Event{Key: f.store.at.key(e.Kv.Key)}
+	if e.Type == clientv3.EventTypePut {
+		ev.Value = append(make([]byte, 0, len(e.Kv.Value)), e.Kv.Value...)
+	}
+	f.events = append(f.events, ev)
 }

@@ -153,3 +153,17 @@ func TestHistory(t *testing.T) {
 	put(t, first, "k", "newest")
 	compacted(old)
 }
+
+// TestWatchOfEtcdLeavesOut: a watch of etcd that leaves out an Update is found
+// out by the next one.
+func TestWatchOfEtcdLeavesOut(t *testing.T) {
+	t.Parallel()
+	s := open(t, fresh(t))
+	put(t, s, "k", "v")
+	if err := etcd.FeedHeads(t.Context(), s, 0, 0, 0); err != nil {
+		t.Errorf("with none left out: %v", err)
+	}
+	if err := etcd.FeedHeads(t.Context(), s, 0, 1); !errors.Is(err, etcd.ErrMissed) {
+		t.Errorf("with one left out: %v", err)
+	}
+}

@@ -25,6 +25,7 @@ func (l layout) gen(table string) string  { return l.prefix + nameGen + table }
 func (l layout) lock(name string) string  { return l.prefix + nameLock + name }
 func (l layout) key(in []byte) string     { return string(in[len(l.prefix)+len(nameData):]) }
 func (l layout) isHead(in []byte) bool    { return string(in) == l.head() }
+func (l layout) isData(in []byte) bool    { return strings.HasPrefix(string(in), l.prefix+nameData) }
 func (l layout) rangeEnd(p string) string { return end(l.data(p)) }
 
 // table is what a delete of key marks: the key up to its first slash. Those

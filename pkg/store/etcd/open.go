@@ -65,7 +65,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.metrics.register(cfg.Registerer); err != nil {
 		return nil, err
 	}
-	f := &feed{store: s, at: m.at}
+	f := &feed{store: s, at: m.at, count: m.count}
 	s.background.Go(func() { f.run(s.life) })
 	if cfg.History > 0 {
 		s.background.Go(func() { s.compactForEver(s.life, cfg.History) })

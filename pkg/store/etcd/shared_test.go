@@ -131,7 +131,7 @@ func TestNeighboursInEtcd(t *testing.T) {
 	cli := etcdtest.NewClient(t, cfg.Endpoints...)
 	defer cli.Close()
 	at := put(t, s, "a", "1")
-	for _, key := range []string{cfg.Prefix + "kk", cfg.Prefix + "zzz", cfg.Prefix + "l", "/" + cfg.Prefix} {
+	for _, key := range []string{cfg.Prefix + "i", cfg.Prefix + "kk", cfg.Prefix + "zzz", cfg.Prefix + "l", "/" + cfg.Prefix} {
 		if _, err := cli.Put(t.Context(), key, "foreign"); err != nil {
 			t.Fatal(err)
 		}

@@ -155,6 +155,7 @@ func (s *Store) Close() error {
 type moment struct {
 	at    int64          // etcd's revision
 	rev   store.Revision // of the last Update until then
+	count int64          // of Updates until then, and one for making the store
 	fence int64          // of the record of the store
 	held  int64          // since which revision the lock asked for is held; 0: it is not
 }
@@ -197,7 +198,7 @@ func (s *Store) moment(resp *clientv3.TxnResponse) (moment, error) {
 	if head == nil || record == nil || string(record.Value) != s.record {
 		return moment{}, s.gone()
 	}
-	m := moment{at: resp.Header.Revision, rev: revision(head), fence: record.ModRevision}
+	m := moment{at: resp.Header.Revision, rev: revision(head), count: head.Version, fence: record.ModRevision}
 	if lock != nil {
 		m.held = lock.CreateRevision
 	}
