@@ -276,7 +276,7 @@ func (k *control) buildAuthority(ctx context.Context, td spiffeid.TrustDomain, s
 	}
 	if manager.Durable() {
 		k.kept = &kept{
-			path: filepath.Join(k.settings.DataDir, keptFile), storeID: k.store.Info().ID, serverID: serverID,
+			path: filepath.Join(k.settings.DataDir, keptFile), storeID: k.store.Info().ID, serverID: serverID, trustDomain: td.Name(),
 			registry: k.registry, log: k.log, changed: make(chan struct{}, 1),
 		}
 		if err := k.kept.adopt(ctx, manager, time.Now()); err != nil {

@@ -34,6 +34,7 @@ const keptFile = "authorities.json"
 type kept struct {
 	path              string
 	storeID, serverID string
+	trustDomain       string
 	registry          *registry.Registry
 	log               *slog.Logger
 	// changed has a value when the journal may be another one. Capacity 1.
@@ -42,6 +43,8 @@ type kept struct {
 
 // keptJournal is the file's content.
 type keptJournal struct {
+	// TrustDomain is that of the authorities.
+	TrustDomain string `json:"trust_domain"`
 	// StoreID is that of the store the journal was read from.
 	StoreID string `json:"store_id"`
 	// Journal is a record.v1.Journal. It has no private keys.
@@ -82,7 +85,7 @@ func (k *kept) write(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(keptJournal{StoreID: k.storeID, Journal: journal})
+	data, err := json.Marshal(keptJournal{TrustDomain: k.trustDomain, StoreID: k.storeID, Journal: journal})
 	if err != nil {
 		return err
 	}
@@ -92,7 +95,9 @@ func (k *kept) write(ctx context.Context) error {
 	return atomicfile.Write(k.path, data, 0o600)
 }
 
-// read returns the copy if it is of another store; nil: there is none.
+// read returns the copy if it is of another store of the same trust domain; nil:
+// there is none. The authorities of another trust domain are never published as
+// this one's, whatever became of data_dir.
 func (k *kept) read() (*recordv1.Journal, error) {
 	data, err := os.ReadFile(k.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,6 +116,10 @@ func (k *kept) read() (*recordv1.Journal, error) {
 		return nil, nil
 	}
 	if f.StoreID == k.storeID {
+		return nil, nil
+	}
+	if f.TrustDomain != k.trustDomain {
+		k.log.Warn("the copy of this server's journal is of another trust domain and is not used", telemetry.Path, k.path, telemetry.TrustDomain, f.TrustDomain)
 		return nil, nil
 	}
 	return &j, nil

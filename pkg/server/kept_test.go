@@ -221,7 +221,7 @@ func TestKeptFile(t *testing.T) {
 	}
 	var log bytes.Buffer
 	k := &kept{
-		path: filepath.Join(t.TempDir(), keptFile), storeID: "one", serverID: serverID, registry: r.inside.registry,
+		path: filepath.Join(t.TempDir(), keptFile), storeID: "one", serverID: serverID, trustDomain: testDomain, registry: r.inside.registry,
 		log: slog.New(slog.NewTextHandler(&log, nil)), changed: make(chan struct{}, 1),
 	}
 	if j, err := k.read(); j != nil || err != nil {
@@ -241,6 +241,11 @@ func TestKeptFile(t *testing.T) {
 	if err != nil || len(j.GetX509()) != 1 || len(j.GetJwt()) != 1 || j.GetX509()[0].GetState() != stActive {
 		t.Errorf("of another store: %v, %v", j, err)
 	}
+	k.trustDomain = "another.example"
+	if j, err := k.read(); j != nil || err != nil || !strings.Contains(log.String(), "another trust domain") {
+		t.Errorf("of another trust domain: %v, %v, and the log has %q", j, err, log.String())
+	}
+	log.Reset()
 	if err := os.WriteFile(k.path, []byte(`{"store_id":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
