@@ -292,8 +292,8 @@ func TestLimitsUnderLock(t *testing.T) {
 		},
 		"scans": func(tx store.RWTx) {
 			for i := range store.MaxOps/2 - 1 {
-				for range tx.Scan(long("s", i), "") {
-					t.Error("there is none")
+				for kv, err := range tx.Scan(long("s", i), "") {
+					t.Errorf("scanned %q, %v", kv.Key, err)
 				}
 			}
 			tx.Put("k", nil)
