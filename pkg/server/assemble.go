@@ -77,6 +77,9 @@ func builtins() map[string][]string {
 type storeEnv struct {
 	log *slog.Logger
 	reg prometheus.Registerer
+	// existing: a store that is not there is not made, if that can be told by
+	// the engine alone.
+	existing bool
 }
 
 // openStore and openKeys open what the file asks for. The directory data_dir is

@@ -73,8 +73,11 @@ func chooseEtcd(p config.Plugin, s Settings, c *choice) (openStore, error) {
 		if err := d.readPassword(p, &cfg); err != nil {
 			return nil, err
 		}
-		cfg.Logger, cfg.Registerer = env.log, env.reg
+		cfg.Logger, cfg.Registerer, cfg.Existing = env.log, env.reg, env.existing
 		s, err := etcd.Open(ctx, cfg)
+		if errors.Is(err, etcd.ErrNone) {
+			return nil, p.Errorf("%w: %w", ErrNoStore, err)
+		}
 		if err != nil {
 			return nil, wrapFields(p, err)
 		}

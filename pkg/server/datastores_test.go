@@ -1,10 +1,13 @@
 package server
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/credence-id/credence/pkg/store/etcd/etcdtest"
 )
 
 // TestEtcdPreflight: what the files of DataStore "etcd" have wrong is said
@@ -56,5 +59,38 @@ func TestEtcdPreflight(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNoStoreInEtcd: work on a store that is not there makes none.
+func TestNoStoreInEtcd(t *testing.T) {
+	t.Parallel()
+	cfg, err := load(t, `server {
+		trust_domain = "example.org"
+		data_dir = "`+t.TempDir()+`"
+		socket_path = "`+t.TempDir()+`/api.sock"
+	}
+	plugins {
+		KeyManager "memory" {}
+		DataStore "etcd" {
+			plugin_data { endpoints = ["`+etcdtest.New(t)+`"] }
+		}
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := cfg.OpenStore(t.Context(), false, discard); !errors.Is(err, ErrNoStore) {
+			t.Fatalf("where there is none: %v", err)
+		}
+	}
+	for _, create := range []bool{true, false} {
+		s, err := cfg.OpenStore(t.Context(), create, discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

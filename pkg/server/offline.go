@@ -40,5 +40,5 @@ func (c *Config) OpenStore(ctx context.Context, create bool, log *slog.Logger) (
 			return nil, fmt.Errorf("%w: %w", ErrNoStore, err)
 		}
 	}
-	return chosen.store(ctx, storeEnv{log: log, reg: prometheus.NewRegistry()})
+	return chosen.store(ctx, storeEnv{log: log, reg: prometheus.NewRegistry(), existing: !create})
 }

@@ -66,6 +66,9 @@ type Config struct {
 	// RingBytes bounds the batches kept for Watch, in bytes (default 16 MiB,
 	// at least 4 MiB).
 	RingBytes int
+	// Existing has Open return ErrNone where there is no store, instead of
+	// making one.
+	Existing bool
 	// Logger receives what happens to the connection (default: none).
 	Logger *slog.Logger
 	// Registerer receives the store's metrics (default: none).
@@ -130,14 +133,14 @@ func (c *Config) checkEndpoints(report func(field, format string, args ...any)) 
 	for _, text := range c.Endpoints {
 		u, err := url.Parse(text)
 		switch {
+		case strings.Contains(text, "@"): // It is not shown: it may have a password.
+			report("endpoints", "has a URL with a user: use username and password")
+			continue
 		case err != nil:
 			report("endpoints", "has %q: it is no URL", text)
 			continue
 		case u.Scheme != "http" && u.Scheme != "https":
 			report("endpoints", "has %q: a URL begins with https:// or http://", text)
-			continue
-		case u.User != nil:
-			report("endpoints", "has a URL with a user: use username and password")
 			continue
 		}
 		if _, port, err := net.SplitHostPort(u.Host); err != nil || port == "" || u.Path != "" || u.RawQuery != "" {

@@ -21,6 +21,9 @@ const (
 	format = 1
 )
 
+// ErrNone is returned by Open, if it is to make none, where there is no store.
+var ErrNone = errors.New("store: etcd has none below the prefix")
+
 // record is what the key "store" holds.
 type record struct {
 	Format int    `json:"format"`
@@ -30,8 +33,8 @@ type record struct {
 // Open connects to etcd and opens the store below the prefix, making it if
 // nothing is there. It gives etcd DialTimeout to answer. It returns
 // store.ErrFormat when a newer program wrote the store, store.ErrUnavailable
-// with the reason when etcd cannot be used, and a [FieldError] for what is wrong
-// with the configuration. ctx is for opening: the store lives until Close.
+// with the reason when etcd cannot be used, ErrNone as Config.Existing says, and a
+// [FieldError] for what is wrong with the configuration. ctx is for opening: the store lives until Close.
 func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -114,6 +117,8 @@ func (s *Store) loadOnce(ctx context.Context) (moment, error) {
 	}
 	text, head, present := first(resp.Responses[1]), first(resp.Responses[0]), first(resp.Responses[2])
 	switch {
+	case present == nil && s.cfg.Existing:
+		return moment{}, fmt.Errorf("%w %s: look at endpoints and prefix", ErrNone, s.cfg.Prefix)
 	case present == nil:
 		if err := s.create(ctx); err != nil {
 			return moment{}, err

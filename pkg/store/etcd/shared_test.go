@@ -31,6 +31,8 @@ func TestConfig(t *testing.T) {
 		"no port":          {func(c *etcd.Config) { c.Endpoints = []string{"http://a"} }, "endpoints has"},
 		"a path":           {func(c *etcd.Config) { c.Endpoints = []string{"http://a:1/x"} }, "endpoints has"},
 		"a user":           {func(c *etcd.Config) { c.Endpoints = []string{"http://me:hunter2@a:1"} }, "endpoints has a URL with a user"},
+		"a user alone":     {func(c *etcd.Config) { c.Endpoints = []string{"me:hunter2@a:1"} }, "endpoints has a URL with a user"},
+		"another scheme":   {func(c *etcd.Config) { c.Endpoints = []string{"grpc://me:hunter2@a:1"} }, "endpoints has a URL with a user"},
 		"two ways":         {func(c *etcd.Config) { c.Endpoints = append(c.Endpoints, "http://c:1") }, "endpoints has https and http"},
 		"TLS without":      {func(c *etcd.Config) { c.Endpoints, c.CAFile = []string{"http://a:1"}, "x" }, "endpoints are http"},
 		"prefix":           {func(c *etcd.Config) { c.Prefix = "/x" }, "prefix is"},
@@ -90,6 +92,23 @@ func TestOpenRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), cfg.Prefix) || c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("%s: %v, want it to say %q and the prefix", name, err, c.want)
 		}
+	}
+}
+
+// TestOpenExisting looks for a store that may not be there, and leaves none.
+func TestOpenExisting(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	existing := cfg
+	existing.Existing = true
+	for range 2 {
+		if _, err := etcd.Open(t.Context(), existing); !errors.Is(err, etcd.ErrNone) || !strings.Contains(err.Error(), cfg.Prefix) {
+			t.Fatalf("where there is none: %v", err)
+		}
+	}
+	made := open(t, cfg)
+	if found := open(t, existing); found.Info().ID != made.Info().ID {
+		t.Errorf("found %v, made %v", found.Info(), made.Info())
 	}
 }
 
