@@ -134,6 +134,13 @@ func (k *kept) adopt(ctx context.Context, manager keys.Manager, now time.Time) e
 	if err != nil || had == nil {
 		return err
 	}
+	have, err := k.registry.LoadJournal(ctx, k.serverID)
+	if err != nil {
+		return err
+	}
+	for _, r := range had.GetX509() {
+		withdraw(r, recordOf(have.GetX509(), r.GetAuthorityId()))
+	}
 	signer, err := keyHolder(ctx, had.GetX509(), manager, now)
 	if err != nil {
 		return err
@@ -208,10 +215,11 @@ func mergeX509(b *registry.Bundle, have, had []*recordv1.JournaledAuthority, sig
 		}
 		known := recordOf(have, r.GetAuthorityId())
 		r = proto.CloneOf(r)
+		withdraw(r, known)
 		switch {
 		case known != nil && signing && !r.GetTainted() && !r.GetRevoked():
 			r.State = known.GetState()
-		case r.GetAuthorityId() == signer:
+		case r.GetAuthorityId() == signer && !r.GetTainted() && !r.GetRevoked():
 			r.State = recordv1.JournaledAuthority_STATE_PREPARED
 		default:
 			r.State = recordv1.JournaledAuthority_STATE_OLD
@@ -256,14 +264,22 @@ func mergeJWT(b *registry.Bundle, have, had []*recordv1.JournaledAuthority) {
 			continue
 		}
 		known.State = recordv1.JournaledAuthority_STATE_OLD
-		known.Tainted, known.Revoked = r.GetTainted(), r.GetRevoked()
+		withdraw(known, r)
 		same := func(a registry.JWTAuthority) bool { return a.KeyID == r.GetAuthorityId() }
-		if r.GetRevoked() {
+		if known.GetRevoked() {
 			b.JWTAuthorities = slices.DeleteFunc(b.JWTAuthorities, same)
 		} else if i := slices.IndexFunc(b.JWTAuthorities, same); i >= 0 {
 			b.JWTAuthorities[i].Tainted = true
 		}
 	}
+}
+
+// withdraw has r say also what by says of trust that was withdrawn. Either the
+// copy or the store may know it alone: an authority of a server that does not run
+// is revoked at another one.
+func withdraw(r, by *recordv1.JournaledAuthority) {
+	r.Tainted = r.GetTainted() || by.GetTainted()
+	r.Revoked = r.GetRevoked() || by.GetRevoked()
 }
 
 func recordOf(list []*recordv1.JournaledAuthority, id string) *recordv1.JournaledAuthority {

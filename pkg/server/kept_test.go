@@ -121,6 +121,11 @@ func TestMergeX509(t *testing.T) {
 			signer: "b", bundle: bundleOf("z", "a"),
 			want: []string{"b prepared", "a old tainted", "z old tainted revoked"}, wantBundle: []string{"a tainted", "b"},
 		},
+		"it was revoked at another server": {
+			have: list{authority("a", stOld, "tainted", "revoked")}, had: list{authority("b", stPrepared), authority("a", stActive)},
+			signer: "a", bundle: bundleOf("z"),
+			want: []string{"b old", "a old tainted revoked"}, wantBundle: []string{"z", "b"},
+		},
 		"all keys are gone": {
 			have: list{authority("a", stActive)}, had: list{authority("b", stActive), authority("a", stOld)},
 			bundle: bundleOf("a"), want: []string{"b old", "a old"}, wantBundle: []string{"a", "b"},
