@@ -138,7 +138,7 @@ func TestDemandedFirst(t *testing.T) {
 		sub := c.Subscribe(sel("wanted"))
 		defer sub.Close()
 		var entries []*types.Entry
-		for i := range 2500 {
+		for i := range 1600 {
 			entries = append(entries, s.Entry(fmt.Sprintf("e%04d", i), "/x", "nobody"))
 		}
 		put(t, c, s, entries...)
@@ -154,8 +154,8 @@ func TestDemandedFirst(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		if n := total(s); n != 2501 {
-			t.Errorf("%d of 2501 were minted", n)
+		if n := total(s); n != 1601 {
+			t.Errorf("%d of 1601 were minted", n)
 		}
 		if n := slices.Max(s.Batches()); n > 500 {
 			t.Errorf("a call asks for %d", n)
