@@ -124,7 +124,9 @@ func TestS07_StrangersAreBounded(t *testing.T) {
 		for r.inside.door.strangers.Len() < maxSourceStrangers && time.Since(begin) < strangerGrace {
 			time.Sleep(5 * time.Millisecond)
 		}
-		if hangsUp(shake(), strangerGrace) && hangsUp(shake(), strangerGrace) && time.Since(begin) < strangerGrace {
+		gone := hangsUp(shake(), strangerGrace)
+		gone = hangsUp(shake(), strangerGrace) && gone
+		if gone && time.Since(begin) < strangerGrace {
 			if n := count(t, r.inside.door.refused, becauseSourceStrangers) - refused; n != 2 {
 				t.Errorf("%v strangers were refused, want 2", n)
 			}
