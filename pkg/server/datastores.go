@@ -132,7 +132,7 @@ func wrapFields(p config.Plugin, err error) error {
 		return nil
 	}
 	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // Only errors.Join's own.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		list = joined.Unwrap()
 	}
 	problems := make([]error, 0, len(list))

@@ -45,8 +45,8 @@ func TestThreeServersOverEtcd(t *testing.T) {
 		}
 	}
 	t.Logf("CHAOS_SEED=%d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))      //nolint:gosec // No secret.
-	writer := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // No secret.
+	r := rand.New(rand.NewPCG(seed, 0))
+	writer := rand.New(rand.NewPCG(seed, 1))
 	busy.Go(func() { c.write(ctx, writer) })
 	c.converge("at first")
 

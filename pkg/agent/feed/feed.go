@@ -118,7 +118,7 @@ func start(ctx context.Context, c Config) (*Stream, error) {
 		return nil, fmt.Errorf("opening the feed: %w", err)
 	}
 	open := c.Cache.Open()
-	open.AgentVersion, open.Alternatives, open.LastResort = c.Version, uint32(max(0, c.Alternatives)), c.LastResort //nolint:gosec // a handful
+	open.AgentVersion, open.Alternatives, open.LastResort = c.Version, uint32(max(0, c.Alternatives)), c.LastResort
 	if err := s.send(&feedv1.WatchRequest{Step: &feedv1.WatchRequest_Open{Open: open}}); err != nil {
 		cancel()
 		return nil, fmt.Errorf("opening the feed: %w", err)

@@ -211,7 +211,7 @@ func (r *Route) connect(ctx context.Context, but string, secure func() Security)
 // at random so that a fleet spreads, and last those that have failed, the one
 // that did so first before the others.
 func (r *Route) order(all []candidate, but string, now time.Time) []candidate {
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }) //nolint:gosec // only spreads the fleet
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = all

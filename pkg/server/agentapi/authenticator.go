@@ -65,26 +65,21 @@ func NewAuthenticator(index Index, records Records, fresh func(context.Context) 
 // at the call; when it does not get there the error is fresh's, on which nobody
 // gives up an identity.
 func (a *Authenticator) Authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) error {
-	_, err := a.authenticate(ctx, id, cert)
-	return err
-}
-
-func (a *Authenticator) authenticate(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (*registry.Agent, error) {
 	if time.Now().After(cert.NotAfter) {
-		return nil, ExpiredError(id)
+		return ExpiredError(id)
 	}
 	serial := cert.SerialNumber.String()
 	agent, err := a.known(id, serial)
 	if err != nil {
 		if err := a.fresh(ctx); err != nil {
-			return nil, fmt.Errorf("looking for what others know of agent %q: %w", id, err)
+			return fmt.Errorf("looking for what others know of agent %q: %w", id, err)
 		}
 		if agent, err = a.known(id, serial); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if serial != agent.NextSerial {
-		return agent, nil
+		return nil
 	}
 	return a.activate(ctx, id, serial)
 }
@@ -100,19 +95,19 @@ func (a *Authenticator) known(id spiffeid.ID, serial string) (*registry.Agent, e
 
 // activate makes the next serial the only one. Calls that come together on a
 // new connection all get here, and all but one change nothing.
-func (a *Authenticator) activate(ctx context.Context, id spiffeid.ID, serial string) (*registry.Agent, error) {
+func (a *Authenticator) activate(ctx context.Context, id spiffeid.ID, serial string) error {
 	agent, err := a.records.UpdateAgent(ctx, id, func(agent *registry.Agent) error {
 		agent.Used(serial)
 		return nil
 	})
 	if err := refusal(id, serial, agent, err); err != nil {
-		return nil, err
+		return err
 	}
 	// Later calls on this server must find it done.
 	if err := a.reach(ctx, agent.ModRevision); err != nil {
-		return nil, fmt.Errorf("waiting for the agent's new serial number: %w", err)
+		return fmt.Errorf("waiting for the agent's new serial number: %w", err)
 	}
-	return agent, nil
+	return nil
 }
 
 // reachWait bounds the wait for the index to show what is in the store already.
@@ -152,7 +147,7 @@ func refusal(id spiffeid.ID, serial string, agent *registry.Agent, err error) er
 // Whoever sends to the agent looks at the context before each message. release
 // is called when the stream is over.
 func (a *Authenticator) Hold(ctx context.Context, id spiffeid.ID, cert *x509.Certificate) (_ context.Context, release func(), err error) {
-	if _, err := a.authenticate(ctx, id, cert); err != nil {
+	if err := a.Authenticate(ctx, id, cert); err != nil {
 		return nil, nil, err
 	}
 	ctx, end := context.WithCancelCause(ctx)

@@ -131,7 +131,7 @@ func (h *Hub) beginDrain() (*drain, error) {
 			h.unasked[s.agent] = struct{}{}
 		}
 	}
-	rand.Shuffle(len(d.tell), func(i, j int) { d.tell[i], d.tell[j] = d.tell[j], d.tell[i] })
+	rand.Shuffle(len(d.tell), func(i, j int) { d.tell[i], d.tell[j] = d.tell[j], d.tell[i] }) //nolint:gosec // only spreads the load
 	return d, nil
 }
 

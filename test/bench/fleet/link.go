@@ -72,7 +72,7 @@ func (f *Fleet) newRoute(source net.IP) *route.Route {
 		Addresses: f.cfg.Servers,
 		Options: []grpc.DialOption{
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
-			grpc.WithReadBufferSize(buffers), grpc.WithWriteBufferSize(buffers), grpc.WithSharedWriteBuffer(true),
+			grpc.WithReadBufferSize(buffers), grpc.WithWriteBufferSize(buffers),
 			grpc.WithStatsHandler(payloads{&f.stats}), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
 		},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
