@@ -20,15 +20,14 @@ import (
 )
 
 const (
+	// taintTime is within what everything is replaced that a tainted authority
+	// signed.
+	taintTime = time.Second
 	// taintedEntries is how many identities one of the workloads has.
 	taintedEntries = 20
 	// calm is how many handshakes are made between two steps of the operator.
 	calm = 60
 )
-
-// taintTime is within what everything is replaced that a tainted authority
-// signed: a second, and two for programs that the race detector slows down.
-var taintTime = map[bool]time.Duration{false: time.Second, true: 2 * time.Second}[raceEnabled]
 
 func (s *server) authorities() localauthorityv1.LocalAuthorityClient {
 	return localauthorityv1.NewLocalAuthorityClient(s.conn)
