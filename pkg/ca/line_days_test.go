@@ -13,10 +13,10 @@ import (
 	"github.com/credence-id/credence/pkg/ca"
 )
 
-// TestElevenDaysByHand mixes an operator's steps, at random, into the rotations
+// TestDaysByHand mixes an operator's steps, at random, into the rotations
 // and restarts of two servers. Whatever the operator does, requests are served,
 // default TTLs are not cut short, and what was not revoked verifies (S28–S30).
-func TestElevenDaysByHand(t *testing.T) {
+func TestDaysByHand(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		rng := rand.New(rand.NewPCG(3, 4))

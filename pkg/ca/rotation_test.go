@@ -12,11 +12,11 @@ import (
 	"github.com/credence-id/credence/pkg/keys"
 )
 
-// TestElevenDays runs two servers on one store through many rotations, one of
+// TestDays runs two servers on one store through many rotations, one of
 // them with keys in memory, both restarted at random. Each SVID verifies when it
 // is issued and until it expires, against what is published then; no request
 // fails; SVIDs of the default TTL are never cut short; the bundle stays small.
-func TestElevenDays(t *testing.T) {
+func TestDays(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		rng := rand.New(rand.NewPCG(1, 2))
@@ -64,7 +64,7 @@ func days() time.Duration {
 	case testing.Short():
 		return 3 * 24 * time.Hour
 	default:
-		return 11 * 24 * time.Hour
+		return 5 * 24 * time.Hour
 	}
 }
 
