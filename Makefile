@@ -16,11 +16,20 @@ build: ## bin/credence-server and bin/credence-agent
 	$(BUILD) -o bin/credence-server ./cmd/server
 	$(BUILD) -o bin/credence-agent ./cmd/agent
 
+image-roots: ## bin/image: what the images hold
+	tools/image-roots '$(VERSION)'
+
+images: image-roots ## bin/images/*.tar: the images, and the one of test/kube; needs docker
+	tools/images
+
 run: build ## a server and an agent in one process, to try things out
 	@exec bin/credence-server dev
 
 test: ## all tests, with the race detector
 	go test -race -timeout 20m ./...
+
+test-kube: ## the stories on the cluster that KUBECONFIG names, with the images of `make images`; see test/kube/doc.go
+	go test -count 1 -v -timeout 40m ./test/kube
 
 lint: ## golangci-lint: .golangci.yml says what
 	$(TOOL) golangci-lint run ./...
@@ -43,9 +52,10 @@ soak: ## long tests, then each fuzz target for SOAKTIME
 	SOAK=1 go test -race -count 1 -timeout 6h ./...
 	tools/fuzz $(SOAKTIME)
 
-generate: ## proto/*.pb.go from proto/*.proto; docs/configuration.md from the source
+generate: ## proto/*.pb.go, docs/configuration.md and deploy/kubernetes, from their sources
 	cd tools && go run ./protogen .. ..
 	cd tools && go run ./confdoc .. ../docs/configuration.md
+	cd tools && go run ./chartgen ../deploy/helm/credence credence ../deploy/kubernetes
 
 generate-check: ## generated code is current
 	tools/generate-check
@@ -65,4 +75,4 @@ vuln: ## known vulnerabilities, where their database can be reached
 check: build lint test generate-check tidy-check cross vuln bench-once fuzz ## everything CI does
 	@echo 'make check: all passed'
 
-.PHONY: all help build run test lint fuzz bench bench-fleet bench-once soak generate generate-check tidy-check cross vuln check
+.PHONY: all help build image-roots images run test test-kube lint fuzz bench bench-fleet bench-once soak generate generate-check tidy-check cross vuln check
