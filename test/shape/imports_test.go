@@ -25,7 +25,7 @@ var layers = []layer{
 	{"decisions", []string{"pkg/ca", "pkg/entitle", "pkg/policy"}},
 	{"implementations", []string{
 		"pkg/registry", "pkg/registry/*", "pkg/store/*", "pkg/store/etcd/etcdtest", "pkg/keys/*", "pkg/ca/upstream/*",
-		"pkg/attest/node/*", "pkg/attest/workload/*", "pkg/plugin",
+		"pkg/attest/node/*", "pkg/attest/workload/*", "pkg/plugin", "pkg/kubeclient", "pkg/kubeclient/kubetest",
 	}},
 	{"contracts", []string{
 		"pkg/store", "pkg/svid", "pkg/keys", "pkg/ca/upstream",
@@ -54,6 +54,7 @@ var siblings = [][2]string{
 	{"pkg/attest/node", "pkg/attest"},
 	{"pkg/attest/node/x509pop", "pkg/attest/node/agentpath"}, // in tests; the server puts them together
 	{"pkg/attest/workload", "pkg/attest"},
+	{"pkg/kubeclient", "pkg/attest/node/k8spsat"}, // which has the contract
 	{"pkg/store", "proto/*/v1"},
 	{"pkg/telemetry", "pkg/connlimit"},
 	{"proto/*/v1", "proto/*/v1"},

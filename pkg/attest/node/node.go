@@ -80,3 +80,31 @@ type Verifier interface {
 	Name() string
 	Verify(ctx context.Context, a Attempt) (Result, error)
 }
+
+// Watcher is a Verifier that can tell when the node of an agent is gone.
+//
+// Watch is called once, and runs until ctx ends; it returns before when there is
+// nothing that it could see, and then for good: what it cannot see is no error.
+// It removes no agent whose node may still be there.
+type Watcher interface {
+	Verifier
+	Watch(ctx context.Context, agents Agents) error
+}
+
+// Agents are the agents of one method that a server remembers. It may be used
+// concurrently.
+type Agents interface {
+	// With lists the agents that have all the selectors and are not banned. It
+	// fails when the server cannot know them all at the moment.
+	With(ctx context.Context, selectors attest.Selectors) ([]Known, error)
+	// Remove forgets an agent, with all that there is of it: it is not served
+	// any more, and has to attest. One that is not there is no error. The
+	// reason is for the log.
+	Remove(ctx context.Context, id spiffeid.ID, reason string) error
+}
+
+// Known is an agent that a server remembers.
+type Known struct {
+	ID        spiffeid.ID
+	Selectors attest.Selectors
+}
