@@ -21,7 +21,7 @@ var layers = []layer{
 	{"tests", []string{"test/*", "test/*/*"}},
 	{"programs", []string{"cmd/server", "cmd/agent", "cmd/controller"}},
 	{"assemblies", []string{"pkg/server", "pkg/agent", "pkg/console", "pkg/kube"}},
-	{"services", []string{"pkg/server/*", "pkg/agent/*", "pkg/federation", "pkg/sts", "pkg/oidc", "pkg/publish"}},
+	{"services", []string{"pkg/server/*", "pkg/agent/*", "pkg/federation", "pkg/sts", "pkg/oidc", "pkg/publish", "pkg/publish/*"}},
 	{"decisions", []string{"pkg/ca", "pkg/entitle", "pkg/policy"}},
 	{"implementations", []string{
 		"pkg/registry", "pkg/registry/*", "pkg/store/*", "pkg/store/etcd/etcdtest", "pkg/keys/*", "pkg/ca/upstream/*",
@@ -55,6 +55,7 @@ var siblings = [][2]string{
 	{"pkg/attest/node/x509pop", "pkg/attest/node/agentpath"}, // in tests; the server puts them together
 	{"pkg/attest/workload", "pkg/attest"},
 	{"pkg/kubeclient", "pkg/attest/node/k8spsat"}, // which has the contract
+	{"pkg/publish/*", "pkg/publish"},
 	{"pkg/store", "proto/*/v1"},
 	{"pkg/telemetry", "pkg/connlimit"},
 	{"proto/*/v1", "proto/*/v1"},
