@@ -130,8 +130,8 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 
 		"no key manager":         {plugins: "# none", want: ":10: plugins.KeyManager: one is required"},
 		"two key managers":       {plugins: memory + `KeyManager "disk" {}`, want: ":12: plugins.KeyManager.disk: only one"},
-		"later plugin":           {plugins: memory + `NodeAttestor "k8s_psat" { plugin_data { clusters = { "x" = { audience = [] } } } }`, want: ":12: plugins.NodeAttestor.k8s_psat: not supported"},
-		"later plugin, misspelt": {plugins: memory + `NodeAttestor "k8s_psat" { plugin_data { clusters = { "x" = { audiense = [] } } } }`, want: "plugins.NodeAttestor.k8s_psat.plugin_data.clusters.x.audiense: unknown key; did you mean \"audience\"?"},
+		"later plugin":           {plugins: memory + `NodeAttestor "azure_imds" { plugin_data { tenants = { "x" = { auth_type = "y" } } } }`, want: ":12: plugins.NodeAttestor.azure_imds: not supported"},
+		"later plugin, misspelt": {plugins: memory + `NodeAttestor "azure_imds" { plugin_data { tenants = { "x" = { auth_tipe = "y" } } } }`, want: "plugins.NodeAttestor.azure_imds.plugin_data.tenants.x.auth_tipe: unknown key; did you mean \"auth_type\"?"},
 		"misspelt plugin":        {plugins: memory + `NodeAttestor "k8s_pasta" {}`, want: `:12: plugins.NodeAttestor.k8s_pasta: there is no built-in NodeAttestor "k8s_pasta"; did you mean "k8s_psat"?`},
 		"misspelt type":          {plugins: memory + `NodeAttester "join_token" {}`, want: `did you mean "NodeAttestor"?`},
 		"external plugin":        {plugins: memory + `Notifier "mine" { plugin_cmd = "/bin/true" }`, want: ":12: plugins.Notifier.mine: not supported"},

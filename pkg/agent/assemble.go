@@ -10,6 +10,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/workloadapi"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
 	"github.com/credence-id/credence/pkg/keys"
@@ -25,6 +26,7 @@ var (
 	}
 	provers = map[string]choose[node.Prover]{
 		jointoken.Name: chooseJoinToken,
+		k8spsat.Name:   chooseK8sPSAT,
 		x509pop.Name:   chooseX509POP,
 	}
 	attestors = map[string]choose[workload.Attestor]{

@@ -9,6 +9,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/route"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"google.golang.org/grpc/codes"
@@ -31,6 +32,7 @@ func newProver(c *Config) (node.Prover, error) {
 // nextSteps say what to do about a refused attestation, by method.
 var nextSteps = map[string]string{
 	jointoken.Name: "a join token is good for one agent and a short time, so make a new one with `credence-server token generate`",
+	k8spsat.Name:   "the server's log has the reason; are cluster, the audience of the projected token and the pod's service account those that the server's k8s_psat has?",
 	x509pop.Name:   "the server's log has the reason; is the certificate in certificate_path within its time and of an authority that the server's x509pop trusts?",
 }
 

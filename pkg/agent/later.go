@@ -4,7 +4,7 @@ import "github.com/credence-id/credence/pkg/config"
 
 // Why a built-in plugin of SPIRE is refused, by what it is for.
 const (
-	laterNodes     = `this version attests by join token (join_token) or by a certificate the node has (x509pop); use one of these`
+	laterNodes     = `this version attests by join token (join_token), by a certificate the node has (x509pop) or by the token of its Kubernetes pod (k8s_psat); use one of these`
 	laterWorkloads = `this version recognises workloads by their Unix process; use WorkloadAttestor "unix"`
 	laterWindows   = `Windows is not supported; use WorkloadAttestor "unix" on Linux`
 	laterStores    = `this version delivers SVIDs over the Workload API only; remove the section`
@@ -21,7 +21,6 @@ var later = []config.Later{
 	{Type: "NodeAttestor", Name: "azure_msi", Reason: laterNodes, Keys: `resource_id`},
 	{Type: "NodeAttestor", Name: "gcp_iit", Reason: laterNodes, Keys: `identity_token_host service_account`},
 	{Type: "NodeAttestor", Name: "http_challenge", Reason: laterNodes, Keys: `hostname agentname port advertised_port`},
-	{Type: "NodeAttestor", Name: "k8s_psat", Reason: laterNodes, Keys: `cluster token_path`},
 	{Type: "NodeAttestor", Name: "sshpop", Reason: laterNodes, Keys: `host_key_path host_cert_path`},
 	{Type: "NodeAttestor", Name: "tpm_devid", Reason: laterNodes,
 		Keys: `devid_priv_path devid_pub_path devid_cert_path devid_password owner_hierarchy_password

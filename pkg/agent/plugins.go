@@ -9,6 +9,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
 	"github.com/credence-id/credence/pkg/attest/workload/unix"
@@ -185,6 +186,17 @@ func chooseX509POP(_ *Config, p config.Plugin) (part[node.Prover], error) {
 	}
 	return part[node.Prover]{
 		open:  func() (node.Prover, error) { return x509pop.NewProver(data), nil },
+		check: data.CheckFiles,
+	}, data.Validate()
+}
+
+func chooseK8sPSAT(_ *Config, p config.Plugin) (part[node.Prover], error) {
+	var data k8spsat.ProverConfig
+	if err := p.Decode(&data); err != nil {
+		return part[node.Prover]{}, err
+	}
+	return part[node.Prover]{
+		open:  func() (node.Prover, error) { return k8spsat.NewProver(data), nil },
 		check: data.CheckFiles,
 	}, data.Validate()
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload/unix"
 	"github.com/credence-id/credence/pkg/config"
@@ -40,6 +41,7 @@ func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
 		"KeyManager disk":         config.Keys(diskData{}),
 		"KeyManager memory":       {},
 		"NodeAttestor join_token": {},
+		"NodeAttestor k8s_psat":   config.Keys(k8spsat.ProverConfig{}),
 		"NodeAttestor x509pop":    config.Keys(x509pop.ProverConfig{}),
 		"WorkloadAttestor unix":   config.Keys(unix.Config{}),
 	}
@@ -86,7 +88,7 @@ func TestSPIREsFullConfiguration(t *testing.T) {
 		t.Fatal("nothing is refused")
 	}
 	for _, problem := range strings.Split(problems.Error(), "\n") {
-		if !slices.ContainsFunc([]string{"not supported: ", "only one KeyManager", "only one NodeAttestor", "private_key_path: is required", "certificate_path: is required"}, func(s string) bool { return strings.Contains(problem, s) }) {
+		if !slices.ContainsFunc([]string{"not supported: ", "only one KeyManager", "only one NodeAttestor", "private_key_path: is required", "certificate_path: is required", "cluster: is required"}, func(s string) bool { return strings.Contains(problem, s) }) {
 			t.Error(problem)
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/audit"
 	"github.com/credence-id/credence/pkg/ca"
@@ -23,6 +26,9 @@ import (
 	"github.com/credence-id/credence/pkg/keys/diskkey"
 	"github.com/credence-id/credence/pkg/keys/memkey"
 	"github.com/credence-id/credence/pkg/preflight"
+	"github.com/credence-id/credence/pkg/publish"
+	"github.com/credence-id/credence/pkg/publish/k8sbundle"
+	"github.com/credence-id/credence/pkg/publish/k8sconfigmap"
 	"github.com/credence-id/credence/pkg/registry"
 	"github.com/credence-id/credence/pkg/server/agentapi"
 	"github.com/credence-id/credence/pkg/server/authorityapi"
@@ -51,9 +57,14 @@ var (
 		"disk":   chooseDisk,
 		"memory": chooseMemory,
 	}
-	nodeAttestors = map[string]func(config.Plugin) (openVerifier, error){
+	nodeAttestors = map[string]func(config.Plugin, *choice) (openVerifier, error){
 		jointoken.Name: chooseJoinToken,
+		k8spsat.Name:   chooseK8sPSAT,
 		x509pop.Name:   chooseX509POP,
+	}
+	publishers = map[string]map[string]choosePublisher{
+		typeBundlePublisher: {k8sconfigmap.Name: publisherOf[k8sconfigmap.Config]},
+		typeNotifier:        {k8sbundle.Name: publisherOf[k8sbundle.Config]},
 	}
 )
 
@@ -69,6 +80,9 @@ func builtins() map[string][]string {
 	}
 	for name := range nodeAttestors {
 		names[typeNodeAttestor] = append(names[typeNodeAttestor], name)
+	}
+	for kind, of := range publishers {
+		names[kind] = slices.Sorted(maps.Keys(of))
 	}
 	return names
 }
@@ -177,8 +191,12 @@ type control struct {
 	debug  *debugapi.Service
 	logger *loggerapi.Service
 	ops    *operatorapi.Service
-	chain  *chain
-	door   *door
+	// watchers are the node attestors that can see nodes go, by name.
+	watchers  map[string]node.Watcher
+	publisher *publish.Publisher
+	audit     *audit.Log
+	chain     *chain
+	door      *door
 
 	listeners listeners
 	state     state
@@ -240,6 +258,10 @@ func assemble(ctx context.Context, s Settings, c choice, log *slog.Logger) (_ *c
 	}
 	// 3. What answers.
 	if err := k.buildServices(td, c.verifiers); err != nil {
+		return nil, err
+	}
+	// 4. What is told to others.
+	if err := k.buildPublisher(c.targets); err != nil {
 		return nil, err
 	}
 	log.InfoContext(ctx, "server is assembled", telemetry.TrustDomain, td.Name(), telemetry.ServerID, serverID,
@@ -310,11 +332,10 @@ func (k *control) buildServices(td spiffeid.TrustDomain, open map[string]openVer
 	if k.settings.AuditLogEnabled {
 		record = audit.New(k.log)
 	}
-	verifiers := make(map[string]node.Verifier, len(open))
-	for name, build := range open {
-		if verifiers[name], err = build(verifierEnv{authorities: k.roots.x509Authorities}); err != nil {
-			return err
-		}
+	k.audit = record
+	verifiers, err := k.openVerifiers(open)
+	if err != nil {
+		return err
 	}
 	k.agents = agentapi.NewAuthenticator(k.index, k.registry, k.fresh.wait)
 	k.attest = agentapi.New(agentapi.Config{

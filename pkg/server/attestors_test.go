@@ -31,8 +31,14 @@ import (
 // withX509POP is testConfig with the section of a file.
 func withX509POP(t *testing.T, data string) Config {
 	t.Helper()
+	return withPlugins(t, "NodeAttestor \"x509pop\" { plugin_data {\n"+data+"\n} }")
+}
+
+// withPlugins is testConfig with sections of a file.
+func withPlugins(t *testing.T, sections string) Config {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "server.conf")
-	text := "plugins {\n\tKeyManager \"memory\" {}\n\tNodeAttestor \"x509pop\" { plugin_data {\n" + data + "\n} }\n}\n"
+	text := "plugins {\n\tKeyManager \"memory\" {}\n" + sections + "\n}\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -127,13 +127,23 @@ func (r *running) attest(t testing.TB) *testAgent {
 // attestWith makes an agent by the token.
 func (r *running) attestWith(t testing.TB, token string) *testAgent {
 	t.Helper()
+	a, err := r.attestBy(t, "join_token", []byte(token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// attestBy makes an agent by a method that asks for nothing but a payload.
+func (r *running) attestBy(t testing.TB, method string, payload []byte) (*testAgent, error) {
+	t.Helper()
 	key := newKey(t)
 	stream, err := agentv1.NewAgentClient(r.dial(t, nil)).AttestAgent(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-		Data:   &types.AttestationData{Type: "join_token", Payload: []byte(token)},
+		Data:   &types.AttestationData{Type: method, Payload: payload},
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr(t, key)},
 	}}})
 	if err != nil {
@@ -141,7 +151,7 @@ func (r *running) attestWith(t testing.TB, token string) *testAgent {
 	}
 	resp, err := stream.Recv()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	svid := resp.GetResult().GetSvid()
 	id, err := spiffeid.FromString("spiffe://" + svid.GetId().GetTrustDomain() + svid.GetId().GetPath())
@@ -150,7 +160,7 @@ func (r *running) attestWith(t testing.TB, token string) *testAgent {
 	}
 	a := &testAgent{id: id, cert: tls.Certificate{Certificate: svid.CertChain, PrivateKey: key}}
 	a.conn = r.dial(t, &a.cert)
-	return a
+	return a, nil
 }
 
 // register makes an entry and returns its ID.

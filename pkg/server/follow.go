@@ -97,6 +97,7 @@ func (k *control) applyBundles(c *registry.Commit, now time.Time) {
 		k.log.Error("the trust bundle has an authority that cannot be used", telemetry.Err, err)
 	}
 	k.svid.observe(k.roots, now)
+	k.publisher.Changed()
 }
 
 // staleChanged is told when this server's view of the store becomes too old to

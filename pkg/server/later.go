@@ -5,10 +5,10 @@ import "github.com/credence-id/credence/pkg/config"
 // Why a built-in plugin of SPIRE is refused, by what it is for.
 const (
 	laterKeys      = `this version has no keys in a cloud or a vault; use KeyManager "disk"`
-	laterNodes     = `this version attests nodes by join token (join_token) or by a certificate they have (x509pop); use one of these`
+	laterNodes     = `this version attests nodes by join token (join_token), by a certificate they have (x509pop) or by the token of a Kubernetes pod (k8s_psat); use one of these`
 	laterUpstream  = `this version signs its own CA certificate; remove the section, and give the agents the new bundle ('bundle show')`
-	laterPublisher = `this version does not publish its bundle; remove the section, and fetch the bundle with 'bundle show' or the bundle API`
-	laterNotifier  = `this version notifies nobody of its bundle; remove the section, and fetch the bundle with 'bundle show' or the bundle API`
+	laterPublisher = `this version publishes its bundle to Kubernetes only (k8s_configmap); use that, or remove the section and fetch the bundle with 'bundle show' or the bundle API`
+	laterNotifier  = `this version notifies Kubernetes only (k8sbundle) of its bundle; use that, or remove the section and fetch the bundle with 'bundle show' or the bundle API`
 	laterComposer  = `this version does not let plugins change credentials; remove the section`
 )
 
@@ -30,8 +30,6 @@ var later = []config.Later{
 			tenant_id app_id app_secret refresh_hint`},
 	{Type: "BundlePublisher", Name: "gcp_cloudstorage", Reason: laterPublisher,
 		Keys: `bucket_name object_name format service_account_file refresh_hint`},
-	{Type: "BundlePublisher", Name: "k8s_configmap", Reason: laterPublisher,
-		Keys: `clusters{*{format namespace configmap_name configmap_key kubeconfig_path refresh_hint}}`},
 
 	{Type: "CredentialComposer", Name: "uniqueid", Reason: laterComposer},
 
@@ -60,9 +58,6 @@ var later = []config.Later{
 			max_metadata_value_size service_account_file`},
 	{Type: "NodeAttestor", Name: "http_challenge", Reason: laterNodes,
 		Keys: `allowed_dns_patterns required_port allow_non_root_ports tofu`},
-	{Type: "NodeAttestor", Name: "k8s_psat", Reason: laterNodes,
-		Keys: `clusters{*{service_account_allow_list audience kube_config_file allowed_node_label_keys allowed_pod_label_keys
-			use_pod_uid_for_agent_id}}`},
 	{Type: "NodeAttestor", Name: "sshpop", Reason: laterNodes,
 		Keys: `cert_authorities cert_authorities_path canonical_domain agent_path_template`},
 	{Type: "NodeAttestor", Name: "tpm_devid", Reason: laterNodes,
@@ -70,9 +65,6 @@ var later = []config.Later{
 
 	{Type: "Notifier", Name: "gcs_bundle", Reason: laterNotifier,
 		Keys: `bucket object_path service_account_file`},
-	{Type: "Notifier", Name: "k8sbundle", Reason: laterNotifier,
-		Keys: `namespace config_map config_map_key webhook_label api_service_label kube_config_file_path
-			clusters{namespace config_map config_map_key webhook_label api_service_label kube_config_file_path}`},
 
 	{Type: "UpstreamAuthority", Name: "aws_pca", Reason: laterUpstream,
 		Keys: `region endpoint certificate_authority_arn signing_algorithm ca_signing_template_arn assume_role_arn supplemental_bundle_path`},

@@ -5,14 +5,17 @@ import (
 
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/preflight"
+	"github.com/credence-id/credence/pkg/publish"
 	"github.com/credence-id/credence/pkg/store/bolt"
 )
 
 // Names of plugin types in the file.
 const (
-	typeDataStore    = "DataStore"
-	typeKeyManager   = "KeyManager"
-	typeNodeAttestor = "NodeAttestor"
+	typeDataStore       = "DataStore"
+	typeKeyManager      = "KeyManager"
+	typeNodeAttestor    = "NodeAttestor"
+	typeBundlePublisher = "BundlePublisher"
+	typeNotifier        = "Notifier"
 )
 
 // storeFile is the embedded store's file in data_dir.
@@ -26,6 +29,8 @@ type choice struct {
 	keys      openKeys
 	// verifiers are the node attestors in use, by name.
 	verifiers map[string]openVerifier
+	// targets are where the bundle is published.
+	targets []publish.Target
 	// foreign is what must not be there.
 	foreign foreignData
 	// notices are said at the start.
@@ -83,7 +88,10 @@ func (cfg *Config) choose() (choice, error) {
 	if c.keys, err = chooseOne(known, typeKeyManager, keyManagers, s, &c); err != nil {
 		problems = append(problems, err)
 	}
-	if c.verifiers, err = chooseVerifiers(known); err != nil {
+	if c.verifiers, err = chooseVerifiers(known, &c); err != nil {
+		problems = append(problems, err)
+	}
+	if c.targets, err = chooseTargets(known, &c); err != nil {
 		problems = append(problems, err)
 	}
 	if c.keys == nil && len(known.OfType(typeKeyManager)) == 0 {

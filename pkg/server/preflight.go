@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 
 	"github.com/credence-id/credence/pkg/config"
@@ -45,11 +46,12 @@ func (c *Config) Preflight() error {
 			problems = append(problems, err)
 		}
 	}
+	env := verifierEnv{authorities: func() []*x509.Certificate { return nil }, log: slog.New(slog.DiscardHandler)}
 	for _, open := range chosen.verifiers {
 		if open == nil {
 			continue // Validate said why.
 		}
-		_, err := open(verifierEnv{authorities: func() []*x509.Certificate { return nil }})
+		_, err := open(env)
 		problems = append(problems, err)
 	}
 	return config.Problems(problems...)

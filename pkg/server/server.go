@@ -121,6 +121,8 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	}
 	run("pruning", k.prune)
 	run("pruning of agents", k.pruneAgents)
+	run("watching nodes", k.watchNodes)
+	run("publishing the bundle", k.publisher.Run)
 	run("server's own X509-SVID", k.svid.Run)
 	run("audit of refusals", k.chain.gate.refusals.Run)
 	if file != nil {

@@ -8,18 +8,18 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/config/configtest"
+	"github.com/credence-id/credence/pkg/publish/k8sbundle"
+	"github.com/credence-id/credence/pkg/publish/k8sconfigmap"
 )
 
 // TestEveryKeyOfSPIREIsKnown takes the keys from SPIRE's source.
 func TestEveryKeyOfSPIREIsKnown(t *testing.T) {
 	t.Parallel()
-	var known []string
-	for _, k := range config.Keys(Config{}) {
-		known = append(known, path.Base(strings.ReplaceAll(k, ".", "/")))
-	}
+	known := lastParts(config.Keys(Config{}))
 	keys := configtest.SPIREKeys(t, "cmd/spire-server/cli/run/run.go", "pkg/common/telemetry/config.go", "pkg/common/health/config.go", "pkg/server/authpolicy/policy.go")
 	if len(keys) < 80 {
 		t.Fatalf("found only %d keys: is SPIRE_SRC the source of SPIRE?", len(keys))
@@ -31,6 +31,14 @@ func TestEveryKeyOfSPIREIsKnown(t *testing.T) {
 	}
 }
 
+// lastParts are the keys without their sections.
+func lastParts(keys []string) []string {
+	for i, k := range keys {
+		keys[i] = path.Base(strings.ReplaceAll(k, ".", "/"))
+	}
+	return keys
+}
+
 // TestEveryPluginOfSPIREIsKnown takes the built-in plugins and the keys of their
 // data from SPIRE's source. Folders are called as the plugins, without _ and -.
 func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
@@ -40,6 +48,10 @@ func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
 		"KeyManager memory":       {},
 		"NodeAttestor join_token": {},
 		"NodeAttestor x509pop":    config.Keys(x509pop.VerifierConfig{}),
+
+		"NodeAttestor k8s_psat":         lastParts(config.Keys(k8spsat.VerifierConfig{})),
+		"BundlePublisher k8s_configmap": lastParts(config.Keys(k8sconfigmap.Config{})),
+		"Notifier k8sbundle":            lastParts(config.Keys(k8sbundle.Config{})),
 	}
 	for _, l := range later {
 		ours[l.Type+" "+l.Name] = l.DataKeys()
