@@ -33,37 +33,57 @@ func (f *File) Override(key, by string) {
 // find is the line of a key, or of the innermost section on the way there that
 // is in the file; 0 when not even the first is.
 func (v *value) find(key string) int {
-	line := 0
-	for key != "" {
-		objects, ok := v.objects()
-		if !ok {
-			return line
-		}
-		it, rest, ok := step(objects, key)
-		if !ok {
-			return line
-		}
-		v, line, key = it.val, it.line, rest
-	}
+	line, _ := v.follow(key)
 	return line
 }
 
-// step finds the item that the path begins with. Keys may have dots in them
+// follow also returns what of the key was not found.
+func (v *value) follow(key string) (line int, missing string) {
+	missing = key
+	objects, ok := v.objects()
+	if !ok || key == "" {
+		return 0, key
+	}
+	for _, st := range steps(objects, key) {
+		l, m := st.item.val.follow(st.rest)
+		if l == 0 {
+			l = st.item.line
+		}
+		// Sections of one name can be several: the one that leads on counts.
+		if line == 0 || len(m) < len(missing) {
+			line, missing = l, m
+		}
+	}
+	return line, missing
+}
+
+// step is an item that a path begins with, and the rest of the path.
+type step struct {
+	item item
+	rest string
+}
+
+// steps finds the items that the path begins with. Keys may have dots in them
 // themselves, such as names of trust domains: the longest one counts.
-func step(objects []*value, path string) (found item, rest string, ok bool) {
+func steps(objects []*value, path string) (found []step) {
 	longest := 0
 	for _, obj := range objects {
 		for _, it := range obj.items {
 			n := len(it.key)
-			if n <= longest || n > len(path) || !strings.EqualFold(it.key, path[:n]) {
+			if n < longest || n == 0 || n > len(path) || !strings.EqualFold(it.key, path[:n]) {
 				continue
 			}
-			if after, fits := element(&it, path[n:]); fits {
-				found, rest, longest, ok = it, after, n, true
+			after, fits := element(&it, path[n:])
+			if !fits {
+				continue
 			}
+			if n > longest {
+				found, longest = nil, n
+			}
+			found = append(found, step{it, after})
 		}
 	}
-	return found, rest, ok
+	return found
 }
 
 // element follows the [2] after a key into its list, and takes the dot off.
