@@ -39,3 +39,13 @@ type Attestor interface {
 	Name() string
 	Attest(ctx context.Context, p Process) (selectors attest.Selectors, invalidated <-chan struct{}, err error)
 }
+
+// Runner is an Attestor that has work of its own, such as following a watch.
+//
+// Run does it until ctx ends, and then returns nil; another return is the end of
+// the attestor. It is called once. Attest may be called before, during and after
+// Run, and then does without what Run would bring, or waits for it.
+type Runner interface {
+	Attestor
+	Run(ctx context.Context) error
+}
