@@ -14,6 +14,7 @@ import (
 	"github.com/credence-id/credence/pkg/attest/workload"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 )
 
 const defaultTimeout = 5 * time.Second
@@ -88,6 +89,23 @@ func (r *Runner) Attest(ctx context.Context, p workload.Process) (attest.Selecto
 		}
 	}
 	return attest.NewSelectors(all...), r.merge(ctx, channels), nil
+}
+
+// Run does the work of those attestors that have some (workload.Runner), until ctx
+// ends or one of them cannot go on.
+func (r *Runner) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, a := range r.cfg.Attestors {
+		if a, ok := a.(workload.Runner); ok {
+			g.Go(func() error {
+				if err := a.Run(ctx); err != nil {
+					return fmt.Errorf("attestor %s: %w", a.Name(), err)
+				}
+				return nil
+			})
+		}
+	}
+	return g.Wait()
 }
 
 // Wait returns when nothing that Attest started runs any more: soon after the

@@ -159,3 +159,37 @@ func TestNoAttestors(t *testing.T) {
 		t.Error(got, ch, err)
 	}
 }
+
+// works is an attestor with work of its own.
+type works struct {
+	says
+	run func(context.Context) error
+}
+
+func (a *works) Run(ctx context.Context) error { return a.run(ctx) }
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("cannot go on")
+	until := func(ctx context.Context) error { <-ctx.Done(); return nil }
+	for name, tc := range map[string]struct {
+		attestors []workload.Attestor
+		want      error
+	}{
+		"nobody has work": {attestors: []workload.Attestor{&says{name: "a"}}},
+		"until the end":   {attestors: []workload.Attestor{&works{run: until}, &says{name: "b"}, &works{run: until}}},
+		"one is broken":   {attestors: []workload.Attestor{&works{run: until}, &works{says: says{name: "c"}, run: func(context.Context) error { return broken }}}, want: broken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				err := newRunner(t, &bytes.Buffer{}, tc.attestors...).Run(ctx)
+				if !errors.Is(err, tc.want) || tc.want != nil && !strings.Contains(err.Error(), "attestor c") {
+					t.Errorf("Run: %v, want %v", err, tc.want)
+				}
+			})
+		})
+	}
+}

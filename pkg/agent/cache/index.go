@@ -101,3 +101,35 @@ func (x *index) match(have attest.Selectors) []*record {
 	slices.SortFunc(out, func(a, b *record) int { return cmp.Compare(a.entry.id, b.entry.id) })
 	return out
 }
+
+// needs is Cache.Needs. A record that could match is listed under a selector that
+// is known, missing, or of another type.
+func (x *index) needs(kind string, known attest.Selectors, missing func(attest.Selector) bool) bool {
+	could := func(r *record) bool { return couldMatch(r.entry.selectors, kind, known, missing) }
+	for _, s := range known {
+		if a := x.anchors[s]; a != nil && slices.ContainsFunc(a.records, could) {
+			return true
+		}
+	}
+	for s, a := range x.anchors {
+		if (s.Type != kind || missing(s)) && slices.ContainsFunc(a.records, could) {
+			return true
+		}
+	}
+	return false
+}
+
+// couldMatch looks at one record's selectors.
+func couldMatch(selectors attest.Selectors, kind string, known attest.Selectors, missing func(attest.Selector) bool) bool {
+	some := false
+	for i, s := range selectors {
+		switch {
+		case s.Type != kind:
+		case missing(s):
+			some = some || !known.Contains(selectors[i:i+1])
+		case !known.Contains(selectors[i : i+1]):
+			return false
+		}
+	}
+	return some
+}

@@ -252,3 +252,13 @@ func sorted(selectors attest.Selectors) attest.Selectors {
 	}
 	return selectors
 }
+
+// Needs says whether an entry could be matched by selectors of one type that are
+// not known yet: it has at least one that missing accepts, and its others of that
+// type are all in known, a set. Selectors of other types are not looked at. It
+// goes over all selectors: ask it when something is missing, not for each call.
+func (c *Cache) Needs(kind string, known attest.Selectors, missing func(attest.Selector) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.index.needs(kind, known, missing)
+}
