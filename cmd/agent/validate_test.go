@@ -134,6 +134,7 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 		"good, after the flags":     {agent: `log_level = "loud"`, args: []string{"-logLevel", "debug"}},
 		"good, with empty flags":    {args: []string{"-trustDomain", "", "-serverPort", "0", "-rebootstrapDelay", "0s"}},
 		"good, since first contact": {bundle: `trust_bundle_path = "/nowhere"`, prepare: func(t *testing.T, p place) { p.keep(t, time.Hour) }},
+		"good, pods":                {plugins: `KeyManager "memory" {} NodeAttestor "join_token" {} WorkloadAttestor "k8s" {}`},
 		"good, accepted keys":       {agent: `log_selectors = ["unix:uid"] experimental { sync_interval = "5s" use_sync_authorized_entries = false }`},
 
 		"flag":              {args: []string{"-logLevel", "loud"}, want: "-logLevel: agent.log_level: "},
@@ -171,13 +172,18 @@ func TestRunRefusesWhatValidateRefuses(t *testing.T) {
 
 		"no key manager":       {plugins: `NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, want: ":11: plugins.KeyManager: 0 are configured"},
 		"two node attestors":   {plugins: usualPlugins + "\n" + `NodeAttestor "x509pop" { plugin_data { private_key_path = "x" certificate_path = "x" } }`, want: ":13: plugins.NodeAttestor.x509pop: only one"},
-		"later plugin":         {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { skip_kubelet_verification = true } }`, want: ":13: plugins.WorkloadAttestor.k8s: not supported"},
-		"later, misspelt":      {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { skip_kublet_verification = true } }`, want: `did you mean "skip_kubelet_verification"?`},
+		"later plugin":         {plugins: usualPlugins + "\n" + `WorkloadAttestor "docker" { plugin_data { docker_host = "x" } }`, want: ":13: plugins.WorkloadAttestor.docker: not supported"},
+		"later, misspelt":      {plugins: usualPlugins + "\n" + `WorkloadAttestor "docker" { plugin_data { docker_hots = "x" } }`, want: `did you mean "docker_host"?`},
 		"SVID store":           {plugins: usualPlugins + "\n" + `SVIDStore "aws_secretsmanager" {}`, want: ":13: plugins.SVIDStore.aws_secretsmanager: not supported"},
 		"misspelt plugin":      {plugins: usualPlugins + "\n" + `WorkloadAttestor "unics" {}`, want: `did you mean "unix"?`},
 		"external plugin":      {plugins: usualPlugins + "\n" + `WorkloadAttestor "mine" { plugin_cmd = "/bin/true" }`, want: ":13: plugins.WorkloadAttestor.mine"},
 		"plugin's data":        {plugins: `KeyManager "disk" { plugin_data { directry = "x" } } NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, want: ":12: plugins.KeyManager.disk.plugin_data.directry: unknown key"},
 		"attestor's data":      {plugins: `KeyManager "memory" {} NodeAttestor "join_token" { plugin_data { x = 1 } } WorkloadAttestor "unix" {}`, want: ":12: plugins.NodeAttestor.join_token.plugin_data.x: unknown key"},
+		"pods":                 {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { skip_kublet_verification = true } }`, want: `did you mean "skip_kubelet_verification"?`},
+		"pods, nobody to ask":  {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { pod_source = "api_server" node_name_env = "NO_SUCH_VARIABLE" } }`, want: ":13: plugins.WorkloadAttestor.k8s: pod_source: a watch on the API server needs the node's name"},
+		"pods, two ports":      {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { kubelet_secure_port = 1 kubelet_read_only_port = 2 } }`, want: ":13: plugins.WorkloadAttestor.k8s: kubelet_read_only_port"},
+		"pods, signatures":     {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { sigstore { rekor_url = "x" } } }`, want: ":13: plugins.WorkloadAttestor.k8s.plugin_data.sigstore: not supported"},
+		"pods, brokers":        {plugins: usualPlugins + "\n" + `WorkloadAttestor "k8s" { plugin_data { experimental { broker { access_policy = "x" } } } }`, want: ":13: plugins.WorkloadAttestor.k8s.plugin_data.experimental.broker: not supported"},
 		"node attestor's data": {plugins: `KeyManager "memory" {} NodeAttestor "x509pop" {} WorkloadAttestor "unix" {}`, want: ":12: plugins.NodeAttestor.x509pop: private_key_path: is required"},
 
 		"keys in no folder":     {plugins: `KeyManager "disk" { plugin_data { directory = "/nowhere" } } NodeAttestor "join_token" {} WorkloadAttestor "unix" {}`, want: ":12: plugins.KeyManager.disk"},

@@ -121,6 +121,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		"state":                func(ctx context.Context) error { return a.state.keep(ctx, a.cache) },
 		"workload API":         func(ctx context.Context) error { return a.api.Serve(ctx, lis, creds) },
 		"sockets":              a.keepSockets,
+		"workload attestors":   a.attestor.Run,
 		"following the server": a.follow,
 	} {
 		group.Go(func() error {
@@ -197,6 +198,7 @@ func (a *Agent) runListeners(ctx context.Context, group *errgroup.Group) error {
 // note says which keys of the configuration have no effect.
 func (a *Agent) note(ctx context.Context) {
 	notices, _ := a.config.unsupported() // New has seen to those that are refused.
+	notices = append(notices, a.config.pluginNotices()...)
 	for _, n := range notices {
 		a.log.WarnContext(ctx, "configuration key has no effect", telemetry.Key, n.Key, telemetry.Reason, n.Reason)
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
+	"github.com/credence-id/credence/pkg/attest/workload/k8s"
+	"github.com/credence-id/credence/pkg/attest/workload/unix"
 	"github.com/credence-id/credence/pkg/keys"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,8 +31,9 @@ var (
 		k8spsat.Name:   chooseK8sPSAT,
 		x509pop.Name:   chooseX509POP,
 	}
-	attestors = map[string]choose[workload.Attestor]{
-		"unix": chooseUnix,
+	attestors = map[string]choose[makeAttestor]{
+		unix.Name: chooseUnix,
+		k8s.Name:  chooseK8s,
 	}
 )
 
@@ -64,22 +67,11 @@ func New(c *Config, o Options) (*Agent, error) {
 	if a.prover, err = newProver(c); err != nil {
 		return nil, err
 	}
-	var found []workload.Attestor
-	for _, p := range c.Plugins.OfType("WorkloadAttestor") {
-		at, err := open(c, p, attestors)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, at)
-	}
 	a.identity = &identity{td: td, keys: km, path: a.file(svidFile), target: c.Agent.AvailabilityTarget}
 	a.state = &state{path: a.file(stateFile), withKeys: c.Agent.PersistSVIDs, log: o.Log}
 	keyType, err := keys.ParseType(c.Agent.WorkloadX509SVIDKeyType)
 	if err != nil {
 		return nil, fmt.Errorf("agent.workload_x509_svid_key_type: %w", err)
-	}
-	if a.attestor, err = attestor.New(attestor.Config{Attestors: found, Timeout: attestorTimeout, Log: o.Log, Metrics: a.registry}); err != nil {
-		return nil, err
 	}
 	if a.cache, err = cache.New(cache.Config{
 		TrustDomain: td, Minter: (*minter)(a), KeyType: keyType,
@@ -87,6 +79,9 @@ func New(c *Config, o Options) (*Agent, error) {
 		AvailabilityTarget: c.Agent.AvailabilityTarget,
 		Log:                o.Log, Metrics: a.registry,
 	}); err != nil {
+		return nil, err
+	}
+	if err := a.newAttestors(); err != nil {
 		return nil, err
 	}
 	if err := a.registerOutage(); err != nil {
@@ -101,4 +96,23 @@ func New(c *Config, o Options) (*Agent, error) {
 		return nil, err
 	}
 	return a, a.newAdmin(o)
+}
+
+// newAttestors makes the workload attestors that are configured.
+func (a *Agent) newAttestors() error {
+	var found []workload.Attestor
+	for _, p := range a.config.Plugins.OfType(typeWorkloadAttestor) {
+		build, err := open(a.config, p, attestors)
+		if err != nil {
+			return err
+		}
+		at, err := build(a)
+		if err != nil {
+			return p.Wrap(err)
+		}
+		found = append(found, at)
+	}
+	var err error
+	a.attestor, err = attestor.New(attestor.Config{Attestors: found, Timeout: attestorTimeout, Log: a.log, Metrics: a.registry})
+	return err
 }

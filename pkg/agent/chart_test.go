@@ -67,7 +67,7 @@ func TestTheChartsFile(t *testing.T) {
 				}
 				got = append(got, line)
 			}
-			want := []string{"plugins.NodeAttestor.k8s_psat", "plugins.WorkloadAttestor.k8s"}
+			want := []string{"plugins.NodeAttestor.k8s_psat"}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}

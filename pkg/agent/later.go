@@ -5,7 +5,7 @@ import "github.com/credence-id/credence/pkg/config"
 // Why a built-in plugin of SPIRE is refused, by what it is for.
 const (
 	laterNodes     = `this version attests by join token (join_token), by a certificate the node has (x509pop) or by the token of its Kubernetes pod (k8s_psat); use one of these`
-	laterWorkloads = `this version recognises workloads by their Unix process; use WorkloadAttestor "unix"`
+	laterWorkloads = `this version recognises workloads by their Unix process (unix) or their pod (k8s); use one of these`
 	laterWindows   = `Windows is not supported; use WorkloadAttestor "unix" on Linux`
 	laterStores    = `this version delivers SVIDs over the Workload API only; remove the section`
 )
@@ -32,12 +32,6 @@ var later = []config.Later{
 	{Type: "WorkloadAttestor", Name: "docker", Reason: laterWorkloads,
 		Keys: `docker_socket_path docker_host docker_version container_id_cgroup_matchers use_new_container_locator
 			verbose_container_locator_logs podman_socket_path podman_socket_path_template` + sigstoreKeys},
-	{Type: "WorkloadAttestor", Name: "k8s", Reason: laterWorkloads,
-		Keys: `kubelet_read_only_port kubelet_secure_port disable_kubelet_client max_poll_attempts poll_retry_interval
-			kubelet_ca_path skip_kubelet_verification token_path certificate_path private_key_path use_anonymous_authentication
-			node_name_env node_name reload_interval disable_container_selectors use_new_container_locator
-			verbose_container_locator_logs enable_namespace_labels
-			experimental{api_server{cache{enabled}} broker{access_policy brokers{id pod_reference_scope}}}` + sigstoreKeys},
 	{Type: "WorkloadAttestor", Name: "slurm", Reason: laterWorkloads},
 	{Type: "WorkloadAttestor", Name: "systemd", Reason: laterWorkloads},
 	{Type: "WorkloadAttestor", Name: "windows", Reason: laterWindows,

@@ -7,11 +7,13 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/attest/node"
 	"github.com/credence-id/credence/pkg/attest/node/jointoken"
 	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
 	"github.com/credence-id/credence/pkg/attest/workload"
+	"github.com/credence-id/credence/pkg/attest/workload/k8s"
 	"github.com/credence-id/credence/pkg/attest/workload/unix"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/keys"
@@ -34,6 +36,8 @@ type part[T any] struct {
 	// check says what open would, and changes nothing; nil: nothing can go
 	// wrong.
 	check func() error
+	// notices are keys that have no effect.
+	notices []config.Notice
 }
 
 // choose reads the section of a plugin, and reports all that is wrong with it.
@@ -110,6 +114,19 @@ func (c *Config) checks() (looks []func() error, unread error) {
 		}
 	}
 	return looks, config.Problems(problems...)
+}
+
+// pluginNotices are the keys of workload attestors that have no effect. Validate
+// has the problems.
+func (c *Config) pluginNotices() []config.Notice {
+	var all []config.Notice
+	for _, p := range c.Plugins.OfType(typeWorkloadAttestor) {
+		if read, ok := attestors[p.Name]; ok && p.Cmd == "" {
+			found, _ := read(c, p)
+			all = append(all, found.notices...)
+		}
+	}
+	return all
 }
 
 func chooseFrom[T any](c *Config, p config.Plugin, from map[string]choose[T]) (look func() error, err error) {
@@ -201,10 +218,38 @@ func chooseK8sPSAT(_ *Config, p config.Plugin) (part[node.Prover], error) {
 	}, data.Validate()
 }
 
-func chooseUnix(_ *Config, p config.Plugin) (part[workload.Attestor], error) {
+// makeAttestor makes a workload attestor of what the agent has: log, metrics,
+// cache.
+type makeAttestor = func(*Agent) (workload.Attestor, error)
+
+func chooseUnix(_ *Config, p config.Plugin) (part[makeAttestor], error) {
 	var data unix.Config
 	if err := p.Decode(&data); err != nil {
-		return part[workload.Attestor]{}, err
+		return part[makeAttestor]{}, err
 	}
-	return part[workload.Attestor]{open: func() (workload.Attestor, error) { return unix.New(data), nil }}, data.Validate()
+	return part[makeAttestor]{open: func() (makeAttestor, error) {
+		return func(*Agent) (workload.Attestor, error) { return unix.New(data), nil }, nil
+	}}, data.Validate()
+}
+
+func chooseK8s(_ *Config, p config.Plugin) (part[makeAttestor], error) {
+	var data k8s.Config
+	if err := p.Decode(&data); err != nil {
+		return part[makeAttestor]{}, err
+	}
+	notices, refused := p.Unsupported(data)
+	return part[makeAttestor]{
+		open: func() (makeAttestor, error) {
+			return func(a *Agent) (workload.Attestor, error) {
+				return k8s.New(data, k8s.Options{
+					Log: a.log, Metrics: a.registry,
+					Needs: func(known attest.Selectors, missing func(attest.Selector) bool) bool {
+						return a.cache.Needs(k8s.Name, known, missing)
+					},
+				})
+			}, nil
+		},
+		check:   data.Check,
+		notices: notices,
+	}, config.Problems(refused, data.Validate())
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 	"github.com/credence-id/credence/pkg/attest/node/x509pop"
+	"github.com/credence-id/credence/pkg/attest/workload/k8s"
 	"github.com/credence-id/credence/pkg/attest/workload/unix"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/config/configtest"
@@ -43,6 +44,7 @@ func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
 		"NodeAttestor join_token": {},
 		"NodeAttestor k8s_psat":   config.Keys(k8spsat.ProverConfig{}),
 		"NodeAttestor x509pop":    config.Keys(x509pop.ProverConfig{}),
+		"WorkloadAttestor k8s":    last(config.Keys(k8s.Config{})),
 		"WorkloadAttestor unix":   config.Keys(unix.Config{}),
 	}
 	for _, l := range later {
@@ -74,6 +76,15 @@ func TestEveryPluginOfSPIREIsKnown(t *testing.T) {
 			}
 		}
 	}
+}
+
+// last are keys without their sections.
+func last(keys []string) []string {
+	bare := make([]string, 0, len(keys))
+	for _, k := range keys {
+		bare = append(bare, k[strings.LastIndex(k, ".")+1:])
+	}
+	return bare
 }
 
 // TestSPIREsFullConfiguration is understood; what is refused is refused by name.
