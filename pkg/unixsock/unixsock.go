@@ -46,11 +46,7 @@ func Listen(ctx context.Context, path string, perm, dirPerm fs.FileMode) (*net.U
 	if err := Check(path); err != nil {
 		return nil, err
 	}
-	dir := filepath.Dir(path)
-	umask.Lock() // or the directory may get the permissions of another's socket
-	err := os.MkdirAll(dir, dirPerm)
-	umask.Unlock()
-	if err != nil {
+	if err := makeDir(filepath.Dir(path), dirPerm); err != nil {
 		return nil, fmt.Errorf("making the socket's directory: %w", err)
 	}
 	if err := clearStale(ctx, path); err != nil {
@@ -61,6 +57,33 @@ func Listen(ctx context.Context, path string, perm, dirPerm fs.FileMode) (*net.U
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// makeDir makes dir and what is missing above it, with these permissions and not
+// those that a umask leaves: whoever may open the socket has to get there. What
+// is there already stays as it is.
+func makeDir(dir string, perm fs.FileMode) error {
+	if err := isDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := makeDir(filepath.Dir(dir), perm); err != nil {
+		return err
+	}
+	switch err := os.Mkdir(dir, perm); {
+	case errors.Is(err, fs.ErrExist): // by somebody else, just now; or a symbolic link to nowhere
+		return isDir(dir)
+	case err != nil:
+		return err
+	}
+	return os.Chmod(dir, perm)
+}
+
+func isDir(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
+	}
+	return err
 }
 
 // umask serialises the change of the process's umask.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -98,5 +99,44 @@ func TestListenAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	}
+}
+
+// TestListenMakesDirectoriesAsAsked: those who may open the socket get there,
+// whatever umask the process was started with. It runs alone, since the umask is
+// the whole process's.
+func TestListenMakesDirectoriesAsAsked(t *testing.T) {
+	root := t.TempDir()
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	l, err := Listen(t.Context(), filepath.Join(root, "a", "b", "api.sock"), 0o777, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for path, want := range map[string]fs.FileMode{"a": 0o755, "a/b": 0o755, "a/b/api.sock": 0o777} {
+		if info, err := os.Stat(filepath.Join(root, path)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %o", path, info, err, want)
+		}
+	}
+	// What is there is not ours to change.
+	narrow := filepath.Join(root, "narrow")
+	if err := os.Mkdir(narrow, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l2, err := Listen(t.Context(), filepath.Join(narrow, "api.sock"), 0o777, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l2.Close()
+	if info, err := os.Stat(narrow); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v, want the mode from before", info, err)
+	}
+	// A link to nowhere is not followed for ever.
+	if err := os.Symlink(filepath.Join(root, "nowhere"), filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(t.Context(), filepath.Join(root, "link", "api.sock"), 0o777, 0o755); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("by a link to nowhere: %v", err)
 	}
 }
