@@ -15,6 +15,7 @@ import (
 	"github.com/credence-id/credence/pkg/agent/adminapi"
 	"github.com/credence-id/credence/pkg/agent/attestor"
 	"github.com/credence-id/credence/pkg/agent/cache"
+	"github.com/credence-id/credence/pkg/agent/csi"
 	"github.com/credence-id/credence/pkg/agent/feed"
 	"github.com/credence-id/credence/pkg/agent/peer"
 	"github.com/credence-id/credence/pkg/agent/route"
@@ -46,6 +47,7 @@ type Agent struct {
 	attestor *attestor.Runner
 	api      *workloadapi.Service
 	admin    *adminapi.Service // nil: not configured
+	csi      *csi.Service      // nil: not configured
 	listener net.Listener
 	sockets  []*unixsock.Lasting // set before anything runs
 
@@ -96,17 +98,17 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.takeUp(ctx); err != nil {
 		return err
 	}
-	lis, err := a.listen(ctx)
+	listeners, err := a.listen(ctx)
 	if err != nil {
 		return err
 	}
-	admin, err := a.listenAdmin(ctx)
-	if err != nil {
-		return errors.Join(err, lis.Close())
-	}
+	lis := listeners.api
 	group, ctx := errgroup.WithContext(ctx)
-	if admin != nil {
-		group.Go(func() error { return a.admin.Serve(ctx, admin) })
+	if a.admin != nil {
+		group.Go(func() error { return a.admin.Serve(ctx, listeners.admin) })
+	}
+	if a.csi != nil {
+		group.Go(func() error { return a.csi.Run(ctx, listeners.csi, listeners.registration) })
 	}
 	// Before anything else, so that a busy port does not cost the join token.
 	if err := a.runListeners(ctx, group); err != nil {

@@ -95,6 +95,9 @@ func New(c *Config, o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.newCSI(); err != nil {
+		return nil, err
+	}
 	return a, a.newAdmin(o)
 }
 

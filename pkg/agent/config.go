@@ -129,6 +129,9 @@ type Section struct {
 	// SVIDs.
 	AuthorizedDelegates []string `hcl:"authorized_delegates" refused:"this version has no Delegated Identity API; let each workload ask for itself and remove the key"`
 
+	// CSI gives pods the directory of SocketPath by a CSI driver.
+	CSI *CSI `hcl:"csi" unset:"no driver" ours:"true"`
+
 	// Profiling has the keys profiling_*.
 	telemetry.Profiling
 

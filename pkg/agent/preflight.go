@@ -42,6 +42,7 @@ func (c *Config) Preflight() error {
 			report(key, preflight.Dir(filepath.Dir(path)))
 		}
 	}
+	s.preflightCSI(report)
 	if s.LogFile != "" {
 		report("agent.log_file", preflight.LogFile(s.LogFile))
 	}

@@ -43,6 +43,7 @@ func (c *Config) Validate() error {
 	s.addresses(report)
 	s.values(report)
 	s.bootstraps(report)
+	s.checkCSI(report)
 	s.Profiling.Validate(func(key string, err error) { report("agent."+key, "%w", err) })
 	c.Telemetry.Validate(report)
 	c.Health.Validate(report)

@@ -67,4 +67,13 @@ const (
 	Level    = "level_name"
 	Key      = "config_key"
 	Name     = "name"
+	Outcome  = "outcome"
+
+	// Volumes in pods.
+	Driver       = "driver"
+	Volume       = "volume_id"
+	Target       = "target_path"
+	PodName      = "pod"
+	PodNamespace = "namespace"
+	PodUID       = "pod_uid"
 )

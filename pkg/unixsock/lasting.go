@@ -99,15 +99,19 @@ const (
 	keyErr  = "err"
 )
 
-// Keep is Run that tells a log. It returns nil when ctx ends, and at once when
-// the directory cannot be watched: what is served goes on all the same.
-func (l *Lasting) Keep(ctx context.Context, log *slog.Logger) error {
+// Keep is Run that tells a log, and calls made, if it is not nil, each time the
+// socket was made again. It returns nil when ctx ends, and at once when the
+// directory cannot be watched: what is served goes on all the same.
+func (l *Lasting) Keep(ctx context.Context, log *slog.Logger, made func(context.Context)) error {
 	err := l.Run(ctx, func(err error) {
 		if err != nil {
 			log.ErrorContext(ctx, "a socket was removed and cannot be made again yet", keyPath, l.path, keyErr, err)
 			return
 		}
 		log.WarnContext(ctx, "a socket was removed, and made again", keyPath, l.path)
+		if made != nil {
+			made(ctx)
+		}
 	})
 	if err != nil {
 		log.WarnContext(ctx, "a socket that is removed will not be made again", keyPath, l.path, keyErr, err)

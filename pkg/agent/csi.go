@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	"github.com/credence-id/credence/pkg/agent/csi"
+	"github.com/credence-id/credence/pkg/preflight"
+	"github.com/credence-id/credence/pkg/unixsock"
+)
+
+// CSI is the section csi: pods get the directory of agent.socket_path by volumes
+// of a CSI driver that the agent serves to kubelet. docs/csi.md has the rest.
+type CSI struct {
+	// DriverName is what pods name in spec.volumes[].csi.driver.
+	DriverName string `hcl:"driver_name" default:"csi.spiffe.io" ours:"true"`
+	// KubeletDir is kubelet's --root-dir. The agent's container has it at the same
+	// path, with mountPropagation: Bidirectional.
+	KubeletDir string `hcl:"kubelet_dir" default:"/var/lib/kubelet" ours:"true"`
+	// SocketPath is where the agent answers CSI, for root alone.
+	SocketPath string `hcl:"socket_path" unset:"plugins/DRIVER_NAME/csi.sock in kubelet_dir" ours:"true"`
+	// KubeletSocketPath is where kubelet finds SocketPath, where that is
+	// another path than in the agent's container.
+	KubeletSocketPath string `hcl:"kubelet_socket_path" unset:"socket_path" ours:"true"`
+	// RegistrationDir is where kubelet looks for plugins, such as
+	// /var/lib/kubelet/plugins_registry; the agent registers its driver there. A
+	// node-driver-registrar beside the agent needs it unset.
+	RegistrationDir string `hcl:"registration_dir" unset:"the driver is registered by somebody else" ours:"true"`
+	// NodeID names this node to Kubernetes.
+	NodeID string `hcl:"node_id" unset:"the environment variable MY_NODE_NAME, or else the host name" ours:"true"`
+}
+
+// nodeNameEnv is what SPIRE's manifests have a pod's node in.
+const nodeNameEnv = "MY_NODE_NAME"
+
+// CSI's limits of names, in bytes.
+const (
+	maxDriverName = 63
+	maxNodeID     = 256
+)
+
+var driverName = regexp.MustCompile(`^[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?$`)
+
+// socket is where kubelet is answered; nothing when there is no section.
+func (c *CSI) socket() string {
+	if c == nil {
+		return ""
+	}
+	return cmp.Or(c.SocketPath, filepath.Join(c.KubeletDir, "plugins", c.DriverName, "csi.sock"))
+}
+
+// registration is where kubelet's question about the driver is answered; its
+// name is that of a node-driver-registrar, of which there is one for a driver.
+func (c *CSI) registration() string {
+	if c == nil || c.RegistrationDir == "" {
+		return ""
+	}
+	return filepath.Join(c.RegistrationDir, c.DriverName+"-reg.sock")
+}
+
+func (c *CSI) nodeID() (string, error) {
+	if id := cmp.Or(c.NodeID, os.Getenv(nodeNameEnv)); id != "" {
+		return id, nil
+	}
+	return os.Hostname()
+}
+
+// newCSI makes the CSI service, where it is configured.
+func (a *Agent) newCSI() error {
+	c := a.config.Agent.CSI
+	if c == nil {
+		return nil
+	}
+	socket, err := filepath.Abs(a.config.Agent.SocketPath)
+	if err != nil {
+		return err
+	}
+	node, err := c.nodeID()
+	if err != nil {
+		return err
+	}
+	a.csi, err = csi.New(csi.Config{
+		Driver: c.DriverName, NodeID: node, Version: a.version,
+		Source: filepath.Dir(socket), KubeletDir: c.KubeletDir, Endpoint: cmp.Or(c.KubeletSocketPath, c.socket()),
+		Log: a.log, Metrics: a.registry,
+	})
+	return err
+}
+
+// checkCSI checks the section csi, and that the directory that pods get has
+// nothing in it that they must not see.
+func (s *Section) checkCSI(report reporter) {
+	c := s.CSI
+	if c == nil {
+		return
+	}
+	if runtime.GOOS != "linux" {
+		report("agent.csi", "needs Linux; remove the section")
+	}
+	if len(c.DriverName) > maxDriverName || !driverName.MatchString(c.DriverName) {
+		report("agent.csi.driver_name", "%q must have at most %d letters, digits, dots and dashes, and begin and end with a letter or digit", c.DriverName, maxDriverName)
+	}
+	if len(c.NodeID) > maxNodeID {
+		report("agent.csi.node_id", "has %d bytes, at most %d are allowed", len(c.NodeID), maxNodeID)
+	}
+	for _, p := range []struct{ key, path string }{
+		{"kubelet_dir", c.KubeletDir}, {"socket_path", c.SocketPath}, {"kubelet_socket_path", c.KubeletSocketPath}, {"registration_dir", c.RegistrationDir},
+	} {
+		if p.path != "" && (!filepath.IsAbs(p.path) || filepath.Clean(p.path) != p.path) {
+			report("agent.csi."+p.key, "%q must be an absolute path, without empty, . and .. elements", p.path)
+		}
+	}
+	if s.SocketPath == "" {
+		return
+	}
+	public, err := filepath.Abs(s.SocketPath)
+	if err != nil {
+		return // the working directory is gone: nothing will work
+	}
+	public = filepath.Dir(public)
+	// admin_socket_path is checked whether or not there is a section csi.
+	for _, private := range []struct{ key, path string }{
+		{"data_dir", s.DataDir}, {"log_file", s.LogFile}, {"join_token_file", s.JoinTokenFile},
+		{"csi.kubelet_dir", c.KubeletDir}, {"csi.socket_path", c.socket()}, {"csi.registration_dir", c.registration()},
+	} {
+		if private.path != "" && below(private.path, public) {
+			report("agent."+private.key, "%s is in or below %s, the directory of agent.socket_path, which pods are given by CSI; use another one for one of them", private.path, public)
+		}
+	}
+}
+
+// below says whether a path is a directory, or in or below it.
+func below(path, dir string) bool {
+	abs, err := filepath.Abs(path)
+	return err == nil && (abs == dir || strings.HasPrefix(abs, strings.TrimSuffix(dir, "/")+"/"))
+}
+
+// preflightCSI reports what is wrong with the files that the section names.
+func (s *Section) preflightCSI(report func(key string, err error)) {
+	c := s.CSI
+	if c == nil {
+		return
+	}
+	for key, path := range map[string]string{"agent.csi.socket_path": c.socket(), "agent.csi.registration_dir": c.registration()} {
+		if path != "" {
+			report(key, unixsock.Check(path))
+			report(key, preflight.Dir(filepath.Dir(path)))
+		}
+	}
+	_, err := os.Stat(filepath.Join(c.KubeletDir, "pods"))
+	report("agent.csi.kubelet_dir", err)
+}
