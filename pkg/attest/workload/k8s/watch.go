@@ -94,7 +94,7 @@ func (w *watcher[T]) pause(failures int, err error) time.Duration {
 	case denied(err) && w.contact.patient:
 		longest = deniedRetry
 	}
-	return longest/2 + rand.N(longest/2)
+	return longest/2 + rand.N(longest/2) //nolint:gosec // spreads agents out, keeps no secret
 }
 
 // follow lists if it must, and watches until the watch ends. A watch that ends
@@ -149,7 +149,8 @@ func (w *watcher[T]) watch(ctx context.Context) error {
 	query.Set("watch", "1")
 	query.Set("allowWatchBookmarks", "true")
 	query.Set("resourceVersion", w.revision)
-	query.Set("timeoutSeconds", fmt.Sprint(int((watchFor + rand.N(watchFor)).Seconds())))
+	lasts := watchFor + rand.N(watchFor) //nolint:gosec // spreads agents out, keeps no secret
+	query.Set("timeoutSeconds", fmt.Sprint(int(lasts.Seconds())))
 	resp, err := w.client.get(ctx, w.path+"?"+query.Encode(), w.each)
 	if err != nil {
 		return fmt.Errorf("watching %s: %w", w.what, err)

@@ -211,8 +211,8 @@ func (a *API) RotateToken() {
 	write(a.t, a.TokenPath, a.token+"\n")
 }
 
-// Count is how many requests there were: "list pods", "watch namespaces",
-// "unauthorized" …
+// Count is how many requests there were: "list pods", "watch namespaces"
+// or "unauthorized".
 func (a *API) Count(what string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
