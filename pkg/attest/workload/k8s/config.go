@@ -89,7 +89,8 @@ type Config struct {
 	ReloadInterval time.Duration `hcl:"reload_interval" unset:"1m"`
 
 	// DisableContainerSelectors leaves out container-name and container-image,
-	// so that nothing waits for a container's status.
+	// so that nothing waits for a container's status, and takes containers that no
+	// status names, such as those of sandboxed runtimes.
 	DisableContainerSelectors bool `hcl:"disable_container_selectors"`
 	// EnableNamespaceLabels adds ns-label, for which namespaces are watched too.
 	EnableNamespaceLabels bool `hcl:"enable_namespace_labels"`

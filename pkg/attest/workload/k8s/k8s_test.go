@@ -125,6 +125,14 @@ func TestWithoutContainerSelectors(t *testing.T) {
 	if diff := cmp.Diff(without(oneSelectors(), "container-name", "container-image"), got); diff != "" {
 		t.Errorf("with the status (-want +got):\n%s", diff)
 	}
+	if got, _ := attestNow(t, a, uidOne, id("9")); !got.Equal(without(oneSelectors(), "container-name", "container-image")) {
+		t.Errorf("a container that no status names: %v", got)
+	}
+	api.SetPod(twoPod())
+	attestNow(t, a, uidTwo, id("2"))
+	if got, _, err := a.Attest(patient(t), process(uidOne, id("2"))); err == nil {
+		t.Errorf("another pod's container: %v", got)
+	}
 }
 
 // TestLateStatus: selectors of the pod are given at once, and those of the

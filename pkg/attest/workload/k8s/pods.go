@@ -155,7 +155,8 @@ func (p *pod) container(id string) *container {
 // compose makes the answer for a container of p, or one that could become so.
 func (s *pods) compose(p *pod, id string) (*answer, verdict) {
 	c := p.container(id)
-	if c == nil && (!p.starting || s.owner(id) != nil) {
+	room := p.starting || s.withoutStatus // sandboxed runtimes have containers that no status names
+	if c == nil && (!room || s.owner(id) != nil) {
 		return nil, foreign
 	}
 	facts := slices.Clone(p.facts)
