@@ -136,7 +136,7 @@ func TestRealAPIServer(t *testing.T) {
 		}
 		awaitClosed(t, invalidated)
 	}
-	admin.call(t, http.MethodDelete, pods+"/here?gracePeriodSeconds=0", plain, object{})
+	admin.call(t, http.MethodDelete, pods+"/here", plain, object{"gracePeriodSeconds": 0})
 	awaitClosed(t, invalidated)
 	if _, _, err := a.Attest(patient(t), process(uid, id("1"))); err == nil {
 		t.Error("a pod that was deleted has selectors")
