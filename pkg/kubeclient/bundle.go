@@ -13,9 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	applycore "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/util/retry"
 )
+
+var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 
 // ApplyConfigMap sets one key of a ConfigMap by server-side apply, as a field
 // manager, and makes the ConfigMap if there is none. The key is taken over from
@@ -26,9 +27,10 @@ func (c *Client) ApplyConfigMap(ctx context.Context, namespace, name, key, value
 		return err
 	}
 	defer cancel()
-	_, err = p.core.ConfigMaps(namespace).Apply(ctx,
-		applycore.ConfigMap(name, namespace).WithData(map[string]string{key: value}),
-		metaapi.ApplyOptions{FieldManager: manager, Force: true})
+	_, err = p.dynamic.Resource(configMaps).Namespace(namespace).Apply(ctx, name, &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": name, "namespace": namespace},
+		"data": map[string]any{key: value},
+	}}, metaapi.ApplyOptions{FieldManager: manager, Force: true})
 	if err != nil {
 		return fmt.Errorf("applying ConfigMap %s/%s (verbs patch and, if it is not there, create): %w", namespace, name, err)
 	}
@@ -46,7 +48,7 @@ func (c *Client) PatchConfigMap(ctx context.Context, namespace, name, key, value
 		return err
 	}
 	defer cancel()
-	_, err = p.core.ConfigMaps(namespace).Patch(ctx, name, types.MergePatchType, patch, metaapi.PatchOptions{})
+	_, err = p.meta.Resource(configMaps).Namespace(namespace).Patch(ctx, name, types.MergePatchType, patch, metaapi.PatchOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("patching ConfigMap %s/%s, which has to be made first: %w", namespace, name, err)

@@ -9,9 +9,8 @@ import (
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/dynamic"
-	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
-	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -39,12 +38,12 @@ type Client struct {
 	stamp fileStamp // of the file that parts are from; guarded by mu
 }
 
-// parts are the clients of client-go that are in use.
+// parts are the clients of client-go that are in use. The typed ones are not:
+// each links the types of every API group, 20 MB of them.
 type parts struct {
-	core    corev1.CoreV1Interface
-	auth    authenticationv1.AuthenticationV1Interface
 	meta    metadata.Interface
 	dynamic dynamic.Interface
+	raw     rest.Interface
 }
 
 // fileStamp tells whether a file is another one than before.
@@ -121,16 +120,14 @@ func connect(config *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	p := new(parts)
-	if p.core, err = corev1.NewForConfigAndClient(config, over); err != nil {
-		return nil, err
-	}
-	if p.auth, err = authenticationv1.NewForConfigAndClient(config, over); err != nil {
-		return nil, err
-	}
 	if p.meta, err = metadata.NewForConfigAndClient(config, over); err != nil {
 		return nil, err
 	}
-	p.dynamic, err = dynamic.NewForConfigAndClient(config, over)
+	if p.dynamic, err = dynamic.NewForConfigAndClient(config, over); err != nil {
+		return nil, err
+	}
+	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+	p.raw, err = rest.UnversionedRESTClientForConfigAndClient(config, over)
 	return p, err
 }
 

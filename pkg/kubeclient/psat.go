@@ -4,15 +4,24 @@ import (
 	"context"
 	"fmt"
 
-	authenticationapi "k8s.io/api/authentication/v1"
-	coreapi "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metaapi "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/credence-id/credence/pkg/attest/node/k8spsat"
 )
 
 var _ k8spsat.Cluster = (*Client)(nil)
+
+// Resources that are asked for.
+var (
+	nodes           = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
+	pods            = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	serviceAccounts = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
+	tokenReviews    = schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
+)
 
 // keySetPath is where API servers publish the keys of service-account tokens.
 const keySetPath = "/openid/v1/jwks"
@@ -31,6 +40,20 @@ func known(err error) error {
 	return err
 }
 
+// tokenReview is what is used of one.
+type tokenReview struct {
+	Status struct {
+		Authenticated bool   `json:"authenticated"`
+		Error         string `json:"error"`
+		User          struct {
+			Username string              `json:"username"`
+			UID      string              `json:"uid"`
+			Extra    map[string][]string `json:"extra"`
+		} `json:"user"`
+		Audiences []string `json:"audiences"`
+	} `json:"status"`
+}
+
 // Review is k8spsat.Cluster.
 func (c *Client) Review(ctx context.Context, token string, audiences []string) (k8spsat.Review, error) {
 	ctx, cancel, p, err := c.call(ctx)
@@ -38,22 +61,53 @@ func (c *Client) Review(ctx context.Context, token string, audiences []string) (
 		return k8spsat.Review{}, err
 	}
 	defer cancel()
-	review, err := p.auth.TokenReviews().Create(ctx, &authenticationapi.TokenReview{
-		Spec: authenticationapi.TokenReviewSpec{Token: token, Audiences: audiences},
-	}, metaapi.CreateOptions{})
+	spec := map[string]any{"token": token}
+	if len(audiences) > 0 {
+		list := make([]any, 0, len(audiences))
+		for _, a := range audiences {
+			list = append(list, a)
+		}
+		spec["audiences"] = list
+	}
+	made, err := p.dynamic.Resource(tokenReviews).Create(ctx, &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": tokenReviews.GroupVersion().String(), "kind": "TokenReview", "spec": spec,
+	}}, metaapi.CreateOptions{})
 	if err != nil {
 		return k8spsat.Review{}, known(err)
 	}
-	status := &review.Status
-	out := k8spsat.Review{
-		Authenticated: status.Authenticated, Error: status.Error,
-		Username: status.User.Username, UID: status.User.UID, Audiences: status.Audiences,
-		Extra: make(map[string][]string, len(status.User.Extra)),
+	var review tokenReview
+	if err := into(made, &review); err != nil {
+		return k8spsat.Review{}, err
 	}
-	for key, values := range status.User.Extra {
-		out.Extra[key] = values
+	s := &review.Status
+	return k8spsat.Review{
+		Authenticated: s.Authenticated, Error: s.Error,
+		Username: s.User.Username, UID: s.User.UID, Extra: s.User.Extra, Audiences: s.Audiences,
+	}, nil
+}
+
+// into reads an object into a struct.
+func into(object *unstructured.Unstructured, to any) error {
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, to); err != nil {
+		return fmt.Errorf("reading the API server's answer: it is no %s", object.GetKind())
 	}
-	return out, nil
+	return nil
+}
+
+// pod is what is used of one.
+type pod struct {
+	Metadata struct {
+		UID    string            `json:"uid"`
+		Labels map[string]string `json:"labels"`
+	} `json:"metadata"`
+	Spec struct {
+		NodeName           string `json:"nodeName"`
+		ServiceAccountName string `json:"serviceAccountName"`
+	} `json:"spec"`
+	Status struct {
+		HostIP string `json:"hostIP"`
+		Phase  string `json:"phase"`
+	} `json:"status"`
 }
 
 // Pod is k8spsat.Cluster.
@@ -63,14 +117,18 @@ func (c *Client) Pod(ctx context.Context, namespace, name string) (k8spsat.Pod, 
 		return k8spsat.Pod{}, err
 	}
 	defer cancel()
-	pod, err := p.core.Pods(namespace).Get(ctx, name, metaapi.GetOptions{})
+	got, err := p.dynamic.Resource(pods).Namespace(namespace).Get(ctx, name, metaapi.GetOptions{})
 	if err != nil {
 		return k8spsat.Pod{}, known(err)
 	}
+	var found pod
+	if err := into(got, &found); err != nil {
+		return k8spsat.Pod{}, err
+	}
 	return k8spsat.Pod{
-		UID: string(pod.UID), ServiceAccount: pod.Spec.ServiceAccountName, NodeName: pod.Spec.NodeName,
-		HostIP: pod.Status.HostIP, Labels: pod.Labels,
-		Ended: pod.Status.Phase == coreapi.PodSucceeded || pod.Status.Phase == coreapi.PodFailed,
+		UID: found.Metadata.UID, ServiceAccount: found.Spec.ServiceAccountName, NodeName: found.Spec.NodeName,
+		HostIP: found.Status.HostIP, Labels: found.Metadata.Labels,
+		Ended: found.Status.Phase == "Succeeded" || found.Status.Phase == "Failed",
 	}, nil
 }
 
@@ -95,7 +153,7 @@ func (c *Client) ServiceAccount(ctx context.Context, namespace, name string) (ui
 		return "", err
 	}
 	defer cancel()
-	account, err := p.core.ServiceAccounts(namespace).Get(ctx, name, metaapi.GetOptions{})
+	account, err := p.meta.Resource(serviceAccounts).Namespace(namespace).Get(ctx, name, metaapi.GetOptions{})
 	if err != nil {
 		return "", known(err)
 	}
@@ -109,7 +167,7 @@ func (c *Client) KeySet(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer cancel()
-	data, err := p.core.RESTClient().Get().AbsPath(keySetPath).SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
+	data, err := p.raw.Get().AbsPath(keySetPath).SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
 	if err != nil {
 		return nil, known(err)
 	}

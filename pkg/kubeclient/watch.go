@@ -13,9 +13,6 @@ import (
 	watchtools "k8s.io/client-go/tools/watch"
 )
 
-// nodes is the resource.
-var nodes = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
-
 // pageSize is how many objects one answer to a list has.
 const pageSize = 500
 

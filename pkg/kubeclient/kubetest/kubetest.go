@@ -8,14 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	authenticationapi "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metaapi "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
-	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
@@ -38,7 +36,6 @@ type Cluster struct {
 	// grant lets a bearer of the token it returns do what the rules say.
 	grant   func(t testing.TB, rules []string) (token string)
 	dynamic dynamic.Interface
-	core    corev1.CoreV1Interface
 }
 
 // Run runs a test with the fake, and with a real API server if there is one.
@@ -63,9 +60,6 @@ func (c *Cluster) admin(t testing.TB, token string) {
 	}
 	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // what the fake speaks
 	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
-	if c.core, err = corev1.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
 	c.Create(t, "namespaces", map[string]any{"metadata": map[string]any{"name": Namespace}})
@@ -205,23 +199,30 @@ func (c *Cluster) AddPod(t testing.TB, name, node, account string, labels map[st
 	})
 }
 
-// Token makes a token that is bound to a pod.
+// Token makes a token of a service account that is bound to a pod, if one is
+// named.
 func (c *Cluster) Token(t testing.TB, account, pod, podUID string, audiences ...string) string {
 	t.Helper()
-	request := &authenticationapi.TokenRequest{Spec: authenticationapi.TokenRequestSpec{Audiences: audiences}}
-	if pod != "" {
-		request.Spec.BoundObjectRef = &authenticationapi.BoundObjectReference{
-			Kind: "Pod", APIVersion: "v1", Name: pod, UID: c.Get(t, "pods", Namespace, pod).GetUID(),
-		}
-		if got := string(request.Spec.BoundObjectRef.UID); got != podUID {
-			t.Fatalf("pod %s has the UID %s, want %s", pod, got, podUID)
-		}
+	spec := map[string]any{}
+	for _, a := range audiences {
+		list, _ := spec["audiences"].([]any)
+		spec["audiences"] = append(list, a)
 	}
-	made, err := c.core.ServiceAccounts(Namespace).CreateToken(t.Context(), account, request, metaapi.CreateOptions{})
+	if pod != "" {
+		if uid := string(c.Get(t, "pods", Namespace, pod).GetUID()); uid != podUID {
+			t.Fatalf("pod %s has the UID %s, want %s", pod, uid, podUID)
+		}
+		spec["boundObjectRef"] = map[string]any{"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": podUID}
+	}
+	request := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": map[string]any{"name": account}, "spec": spec,
+	}}
+	made, err := c.of("serviceaccounts", Namespace).Create(t.Context(), request, metaapi.CreateOptions{}, "token")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return made.Status.Token
+	token, _, _ := unstructured.NestedString(made.Object, "status", "token")
+	return token
 }
 
 // programs is the directory of the programs, or skips the test.

@@ -19,16 +19,13 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	authenticationapi "k8s.io/api/authentication/v1"
-	metaapi "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // startTimeout bounds the start of the two programs, on a busy machine.
 const startTimeout = 2 * time.Minute
 
 // adminToken is the administrator's, of a cluster that is gone after the test.
-const adminToken = "test-administrator" //nolint:gosec // as it says
+const adminToken = "test-administrator"
 
 // Start runs etcd and kube-apiserver for one test, which is skipped where they
 // are not.
@@ -72,7 +69,7 @@ func Start(t testing.TB) *Cluster {
 func begin(t testing.TB, program string, args ...string) {
 	t.Helper()
 	var output bytes.Buffer
-	cmd := exec.Command(program, args...) //nolint:gosec // the tester names it
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -94,8 +91,11 @@ func freeAddress(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return address
 }
 
 // ready waits until the API server says that it is.
@@ -122,7 +122,7 @@ func (c *Cluster) ready(t testing.TB) {
 			last = err.Error()
 			continue
 		}
-		resp.Body.Close()
+		_ = resp.Body.Close()
 		if last = resp.Status; resp.StatusCode == http.StatusOK {
 			return
 		}
@@ -152,11 +152,7 @@ func (c *Cluster) grantRole(t testing.TB, rules []string) string {
 		"roleRef":  map[string]any{"apiGroup": group, "kind": "ClusterRole", "name": name},
 		"subjects": []any{map[string]any{"kind": "ServiceAccount", "name": name, "namespace": Namespace}},
 	})
-	made, err := c.core.ServiceAccounts(Namespace).CreateToken(t.Context(), name, &authenticationapi.TokenRequest{}, metaapi.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return made.Status.Token
+	return c.Token(t, name, "", "")
 }
 
 // writeServing makes a certificate for loopback that is its own authority.

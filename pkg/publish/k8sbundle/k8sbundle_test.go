@@ -95,7 +95,7 @@ func TestPublish(t *testing.T) {
 				}
 			})
 		}()
-		writes := make(chan error, 1)
+		writes := make(chan struct{})
 		go func() {
 			for {
 				select {
