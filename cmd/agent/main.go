@@ -25,7 +25,7 @@ func root(p cli.Persona) *cobra.Command {
 	fetch := fetchCommand(p)
 	fetch.AddCommand(fetchX509Command(p), fetchJWTCommand(p))
 	cmd.AddCommand(
-		cli.BareErrors(runCommand(p)), cli.BareErrors(validateCommand(p)), healthcheckCommand(p),
+		cli.BareErrors(runCommand(p)), cli.BareErrors(csiCommand(p)), cli.BareErrors(validateCommand(p)), healthcheckCommand(p),
 		cli.BareErrors(noun("api", "Call the Workload API as a workload does",
 			fetch, noun("validate", "Validate a token", validateJWTCommand(p)), watchCommand(p))),
 		noun("logger", "See and change what the agent logs", loggerGet(p), loggerSet(p), loggerReset(p)),

@@ -113,23 +113,31 @@ func runCommand(p cli.Persona) *cobra.Command {
 	return cmd
 }
 
-func run(ctx context.Context, c *agent.Config) (err error) {
+func run(ctx context.Context, c *agent.Config) error {
+	return logged(ctx, c, func(ctx context.Context, o agent.Options) error {
+		a, err := agent.New(c, o)
+		if err != nil {
+			return err
+		}
+		return a.Run(ctx)
+	})
+}
+
+// logged serves with the log that the configuration asks for, until serve
+// returns.
+func logged(ctx context.Context, c *agent.Config, serve func(context.Context, agent.Options) error) (err error) {
 	log, err := telemetry.NewLog(telemetry.LogConfig{Level: c.Agent.LogLevel, Format: c.Agent.LogFormat, File: c.Agent.LogFile, AddSource: c.Agent.LogSourceLocation})
 	if err != nil {
 		return fmt.Errorf("agent.log_file: %w", err)
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	a, err := agent.New(c, agent.Options{Log: log.Logger(), LogLevel: log, Version: cli.Version()})
-	if err != nil {
-		return err
-	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var group errgroup.Group
 	group.Go(func() error { return log.Run(ctx) })
 	group.Go(func() error {
 		defer stop()
-		return a.Run(ctx)
+		return serve(ctx, agent.Options{Log: log.Logger(), LogLevel: log, Version: cli.Version()})
 	})
 	return group.Wait()
 }

@@ -47,7 +47,8 @@ type Agent struct {
 	attestor *attestor.Runner
 	api      *workloadapi.Service
 	admin    *adminapi.Service // nil: not configured
-	csi      *csi.Service      // nil: not configured
+	csi      *csi.Service      // nil: not configured, or in a process of its own
+	csiAlone bool              // this is that process
 	listener net.Listener
 	sockets  []*unixsock.Lasting // set before anything runs
 

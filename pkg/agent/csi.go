@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,8 +10,11 @@ import (
 	"strings"
 
 	"github.com/credence-id/credence/pkg/agent/csi"
+	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/preflight"
+	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
+	"golang.org/x/sync/errgroup"
 )
 
 // CSI is the section csi: pods get the directory of agent.socket_path by volumes
@@ -32,6 +36,9 @@ type CSI struct {
 	RegistrationDir string `hcl:"registration_dir" unset:"the driver is registered by somebody else" ours:"true"`
 	// NodeID names this node to Kubernetes.
 	NodeID string `hcl:"node_id" unset:"the environment variable MY_NODE_NAME, or else the host name" ours:"true"`
+	// OwnProcess leaves the driver to `credence-agent csi`: only who may mount has
+	// to be privileged, and that process has no key and no server.
+	OwnProcess bool `hcl:"own_process" ours:"true"`
 }
 
 // nodeNameEnv is what SPIRE's manifests have a pod's node in.
@@ -69,10 +76,47 @@ func (c *CSI) nodeID() (string, error) {
 	return os.Hostname()
 }
 
-// newCSI makes the CSI service, where it is configured.
+// ServeCSI serves what the section csi of a configuration with defaults set asks
+// for, and nothing else of an agent, until ctx ends; then it returns nil. The
+// section must say own_process. Of the options only Log and Version matter.
+func ServeCSI(ctx context.Context, c *Config, o Options) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if !c.Agent.CSI.apart() {
+		return c.file.Errorf("agent.csi.own_process", "is not true, so it is `run` that serves the CSI driver: set it to have the driver in this process")
+	}
+	var problems []error
+	c.Agent.CSI.preflight(func(key string, err error) {
+		if err != nil {
+			problems = append(problems, c.file.Errorf(key, "%w", err))
+		}
+	})
+	if err := config.Problems(problems...); err != nil {
+		return err
+	}
+	a := &Agent{config: c, log: o.Log, version: o.Version, registry: telemetry.NewRegistry(), csiAlone: true}
+	if err := a.newCSI(); err != nil {
+		return err
+	}
+	listeners, err := a.listen(ctx)
+	if err != nil {
+		return err
+	}
+	a.log.InfoContext(ctx, "serving the CSI driver to kubelet", telemetry.Name, c.Agent.CSI.DriverName, telemetry.Path, c.Agent.CSI.socket())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.csi.Run(ctx, listeners.csi, listeners.registration) })
+	g.Go(func() error { return a.keepSockets(ctx) })
+	return g.Wait()
+}
+
+// apart says whether the driver is in a process of its own.
+func (c *CSI) apart() bool { return c != nil && c.OwnProcess }
+
+// newCSI makes the CSI service, where it is configured for this process.
 func (a *Agent) newCSI() error {
 	c := a.config.Agent.CSI
-	if c == nil {
+	if c == nil || c.OwnProcess != a.csiAlone {
 		return nil
 	}
 	socket, err := filepath.Abs(a.config.Agent.SocketPath)
@@ -139,12 +183,8 @@ func below(path, dir string) bool {
 	return err == nil && (abs == dir || strings.HasPrefix(abs, strings.TrimSuffix(dir, "/")+"/"))
 }
 
-// preflightCSI reports what is wrong with the files that the section names.
-func (s *Section) preflightCSI(report func(key string, err error)) {
-	c := s.CSI
-	if c == nil {
-		return
-	}
+// preflight reports what is wrong with the files that the section names.
+func (c *CSI) preflight(report func(key string, err error)) {
 	for key, path := range map[string]string{"agent.csi.socket_path": c.socket(), "agent.csi.registration_dir": c.registration()} {
 		if path != "" {
 			report(key, unixsock.Check(path))

@@ -42,7 +42,9 @@ func (c *Config) Preflight() error {
 			report(key, preflight.Dir(filepath.Dir(path)))
 		}
 	}
-	s.preflightCSI(report)
+	if s.CSI != nil && !s.CSI.OwnProcess {
+		s.CSI.preflight(report)
+	}
 	if s.LogFile != "" {
 		report("agent.log_file", preflight.LogFile(s.LogFile))
 	}

@@ -37,7 +37,7 @@ func (a *Agent) listen(ctx context.Context) (*listeners, error) {
 		perm, dir fs.FileMode
 		wanted    bool
 	}{
-		{&l.api, "socket_path", s.SocketPath, apiPerm, 0o755, a.listener == nil},
+		{&l.api, "socket_path", s.SocketPath, apiPerm, 0o755, a.listener == nil && !a.csiAlone},
 		{&l.admin, "admin_socket_path", s.AdminSocketPath, adminPerm, 0o755, a.admin != nil},
 		{&l.csi, "csi.socket_path", s.CSI.socket(), kubeletPerm, 0o750, a.csi != nil},
 		{&l.registration, "csi.registration_dir", s.CSI.registration(), kubeletPerm, 0o750, a.csi != nil && s.CSI.RegistrationDir != ""},

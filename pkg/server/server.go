@@ -139,7 +139,7 @@ func (s *Server) serve(ctx context.Context, k *control, file *telemetry.Log) err
 	if lasting := k.listeners.lasting; lasting != nil {
 		// Cleaners of temporary directories, where SPIRE has it, remove it.
 		// At the end gRPC removes it itself.
-		run("admin socket's path", func(context.Context) error { return lasting.Keep(keeping, k.log) })
+		run("admin socket's path", func(context.Context) error { return lasting.Keep(keeping, k.log, nil) })
 	}
 
 	bound := Bound{Address: k.listeners.tcp.Addr(), Admin: k.listeners.admin.Addr()}

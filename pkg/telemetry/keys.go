@@ -72,7 +72,7 @@ const (
 	// Volumes in pods.
 	Driver       = "driver"
 	Volume       = "volume_id"
-	Target       = "target_path"
+	TargetPath   = "target_path"
 	PodName      = "pod"
 	PodNamespace = "namespace"
 	PodUID       = "pod_uid"

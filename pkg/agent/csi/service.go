@@ -179,10 +179,10 @@ func (s *Service) Adopt(ctx context.Context) {
 	for _, t := range targets {
 		what, err := s.adopt(ctx, t)
 		if err != nil {
-			s.log.ErrorContext(ctx, "a mount of an earlier run cannot be made right", telemetry.Target, t.path, telemetry.Err, err)
+			s.log.ErrorContext(ctx, "a mount of an earlier run cannot be made right", telemetry.TargetPath, t.path, telemetry.Err, err)
 		}
 		if what == replaced {
-			s.log.WarnContext(ctx, "a pod had a directory that is gone; its containers have the new one once they are restarted", telemetry.Target, t.path)
+			s.log.WarnContext(ctx, "a pod had a directory that is gone; its containers have the new one once they are restarted", telemetry.TargetPath, t.path)
 		}
 		count[what]++
 		s.metrics.adopted.WithLabelValues(string(what)).Inc()
