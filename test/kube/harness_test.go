@@ -127,10 +127,10 @@ func kubectl(t *testing.T, args ...string) string {
 	return out
 }
 
-// apply applies manifests.
+// apply applies manifests, in YAML: kubectl takes what begins with { for JSON.
 func apply(t *testing.T, manifests string) {
 	t.Helper()
-	if _, err := tryKubectl(manifests, "apply", "-f", "-"); err != nil {
+	if _, err := tryKubectl("---\n"+manifests, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 }
