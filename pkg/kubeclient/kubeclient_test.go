@@ -20,7 +20,7 @@ import (
 	"github.com/credence-id/credence/pkg/kubeclient/kubetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(kubetest.Tests{M: m}) }
 
 // Ways to verify tokens.
 var ways = []string{"token_review", "oidc"}
@@ -31,13 +31,14 @@ var rights = map[string][]string{
 	"oidc":         {"get pods", "get nodes", "get serviceaccounts", "get /openid/v1/jwks"},
 }
 
-// verifier lets agents of the cluster in, with no more rights than it needs.
-func verifier(t *testing.T, c *kubetest.Cluster, how string) *k8spsat.Verifier {
+// verifier lets agents of the cluster in, with no more rights than it needs, and
+// those that are named.
+func verifier(t *testing.T, c *kubetest.Cluster, how string, also ...string) *k8spsat.Verifier {
 	t.Helper()
 	config := k8spsat.ClusterConfig{
 		ServiceAccountAllowList: []string{kubetest.Namespace + ":agent"},
 		AllowedNodeLabelKeys:    []string{"zone"}, AllowedPodLabelKeys: []string{"tier"},
-		KubeConfigFile: c.Limited(t, rights[how]...), TokenVerification: how,
+		KubeConfigFile: c.Limited(t, append(also, rights[how]...)...), TokenVerification: how,
 	}
 	if how == "oidc" {
 		config.Issuer = c.Issuer
@@ -122,7 +123,9 @@ func TestS16_RealTokens(t *testing.T) {
 		}
 		verifiers := make(map[string]*k8spsat.Verifier)
 		for _, how := range ways {
-			verifiers[how] = verifier(t, c, how)
+			// An API server remembers for ten seconds that a token was good, also
+			// when its service account is gone.
+			verifiers[how] = verifier(t, c, how, "get serviceaccounts")
 			for what, token := range bad {
 				wantRefused(t, how+": "+what, verifiers[how], token)
 			}
@@ -263,11 +266,14 @@ func TestS14_NodesAreWatched(t *testing.T) {
 func TestWatchIsTakenUp(t *testing.T) {
 	t.Parallel()
 	f := kubetest.NewFake(t)
-	first, second := f.AddNode(t, "n1", nil), f.AddNode(t, "n2", nil)
+	first, second, third := f.AddNode(t, "n1", nil), f.AddNode(t, "n2", nil), f.AddNode(t, "n3", nil)
 	watch := watchNodes(t, f.Kubeconfig)
 	next(t, watch)
-	f.SetDown(true)
-	f.SetDown(false)
+	f.Delete(t, "nodes", "", "n3")
+	if got := next(t, watch); got.gone != third { // the watch is open
+		t.Errorf("at first: %v, want %s gone", got, third)
+	}
+	f.Break()
 	f.Delete(t, "nodes", "", "n1")
 	if got := next(t, watch); got.gone != first {
 		t.Errorf("after a pause: %v, want %s gone", got, first)

@@ -31,9 +31,8 @@ type Fake struct {
 	events  []event
 	oldest  int             // the version from which events are known
 	news    chan struct{}   // closed and replaced with each event
-	down    bool            // answers nothing but 503
+	broken  int             // how often watches were broken
 	grants  map[string]bool // "token rule"
-	calls   map[string]int  // by "verb resource"
 }
 
 // event is one change.
@@ -48,7 +47,7 @@ type event struct {
 func NewFake(t testing.TB) *Fake {
 	t.Helper()
 	f := &Fake{
-		objects: make(map[string]map[string]any), news: make(chan struct{}), grants: make(map[string]bool), calls: make(map[string]int),
+		objects: make(map[string]map[string]any), news: make(chan struct{}), grants: make(map[string]bool),
 		signer: newSigner(t), Cluster: &Cluster{Issuer: "https://kubernetes.default.svc"},
 	}
 	srv := httptest.NewUnstartedServer(f)
@@ -83,19 +82,12 @@ func (f *Fake) Forget() {
 	f.tell()
 }
 
-// SetDown makes every call fail, or not any more. Watches that are open end.
-func (f *Fake) SetDown(down bool) {
+// Break ends the watches that are open.
+func (f *Fake) Break() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.down = down
+	f.broken++
 	f.tell()
-}
-
-// Calls is how many calls there were, by "verb resource".
-func (f *Fake) Calls(rule string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.calls[rule]
 }
 
 // tell wakes the watches; mu is held.
@@ -162,15 +154,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == keySetPath {
 		rule = "get " + keySetPath
 	}
-	f.mu.Lock()
-	f.calls[rule]++
-	down := f.down
-	f.mu.Unlock()
-	switch {
-	case down:
-		refuse(w, http.StatusServiceUnavailable, "ServiceUnavailable", "the API server is down")
-		return
-	case !f.may(r, rule):
+	if !f.may(r, rule) {
 		refuse(w, http.StatusForbidden, "Forbidden", "cannot "+rule)
 		return
 	}
@@ -294,6 +278,7 @@ func (f *Fake) watch(w http.ResponseWriter, r *http.Request, t target) {
 	}
 	after, err := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	f.mu.Lock()
+	broken := f.broken
 	if err != nil { // from now on, and what there is
 		after = f.version
 		for _, item := range f.list(r, t)["items"].([]any) {
@@ -303,10 +288,10 @@ func (f *Fake) watch(w http.ResponseWriter, r *http.Request, t target) {
 	f.mu.Unlock()
 	for r.Context().Err() == nil {
 		f.mu.Lock()
-		due, news, old, down := f.events, f.news, after < f.oldest, f.down
+		due, news, old, ended := f.events, f.news, after < f.oldest, f.broken != broken
 		f.mu.Unlock()
 		switch {
-		case down:
+		case ended:
 			return
 		case old:
 			send("ERROR", status(http.StatusGone, "Expired", "too old"))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,20 +34,25 @@ type Cluster struct {
 
 	url   string
 	caPEM []byte
+	// made is what Create has made, for wipe.
+	made []func(context.Context) error
 	// grant lets a bearer of the token it returns do what the rules say.
 	grant   func(t testing.TB, rules []string) (token string)
 	dynamic dynamic.Interface
 }
 
-// Run runs a test with the fake, and with a real API server if there is one.
+// Run runs a test with the fake, and with a real API server if there is one: the
+// same for all tests of a package, one after the other. TestMain of the package
+// has to run [Tests].
 func Run(t *testing.T, test func(t *testing.T, c *Cluster)) {
 	t.Run("fake", func(t *testing.T) {
 		t.Parallel()
 		test(t, NewFake(t).Cluster)
 	})
 	t.Run("real", func(t *testing.T) {
+		dir := programs(t)
 		t.Parallel()
-		test(t, Start(t))
+		test(t, shared.take(t, dir))
 	})
 }
 
@@ -59,10 +65,27 @@ func (c *Cluster) admin(t testing.TB, token string) {
 		t.Fatal(err)
 	}
 	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // what the fake speaks
+	config.QPS = -1                                                                                  // no limit
 	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
 	c.Create(t, "namespaces", map[string]any{"metadata": map[string]any{"name": Namespace}})
+	c.made = nil // it stays
+}
+
+// wipe removes what a test has left.
+func (c *Cluster) wipe(t testing.TB) {
+	ctx := context.WithoutCancel(t.Context())
+	for _, remove := range slices.Backward(c.made) {
+		if err := remove(ctx); err != nil && !apierrors.IsNotFound(err) {
+			t.Errorf("removing what the test has left: %v", err)
+		}
+	}
+	c.made = nil
+	// These the program under test makes itself.
+	if err := c.of("configmaps", Namespace).DeleteCollection(ctx, metaapi.DeleteOptions{}, metaapi.ListOptions{}); err != nil {
+		t.Errorf("removing ConfigMaps: %v", err)
+	}
 }
 
 // kubeconfig writes a file for the bearer of a token.
@@ -120,6 +143,9 @@ func (c *Cluster) Create(t testing.TB, name string, object map[string]any) strin
 	if err != nil {
 		t.Fatalf("making one of %s: %v", name, err)
 	}
+	c.made = append(c.made, func(ctx context.Context) error {
+		return c.of(name, u.GetNamespace()).Delete(ctx, u.GetName(), metaapi.DeleteOptions{GracePeriodSeconds: new(int64)})
+	})
 	return string(made.GetUID())
 }
 

@@ -66,57 +66,56 @@ func caBundle(u *unstructured.Unstructured) string {
 // TestPublish: the ConfigMap, and what has the label now or gets it later.
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	kubetest.Run(t, func(t *testing.T, c *kubetest.Cluster) {
-		c.Create(t, "configmaps", map[string]any{"metadata": map[string]any{"name": "spire-bundle", "namespace": kubetest.Namespace}})
-		c.Create(t, hooks, hook("early", map[string]any{"spiffe.io/webhook": "true"}))
-		targets := Config{Cluster: Cluster{KubeConfigFilePath: c.Kubeconfig, WebhookLabel: "spiffe.io/webhook", APIServiceLabel: "spiffe.io/api"}}.Targets()
-		b, pem := bundle(t)
-		for _, target := range targets {
-			if err := target.Writer.Write(t.Context(), b); err != nil {
-				t.Fatalf("%s: %v", target.Name, err)
+	c := kubetest.NewFake(t)
+	c.Create(t, "configmaps", map[string]any{"metadata": map[string]any{"name": "spire-bundle", "namespace": kubetest.Namespace}})
+	c.Create(t, hooks, hook("early", map[string]any{"spiffe.io/webhook": "true"}))
+	targets := Config{Cluster: Cluster{KubeConfigFilePath: c.Kubeconfig, WebhookLabel: "spiffe.io/webhook", APIServiceLabel: "spiffe.io/api"}}.Targets()
+	b, pem := bundle(t)
+	for _, target := range targets {
+		if err := target.Writer.Write(t.Context(), b); err != nil {
+			t.Fatalf("%s: %v", target.Name, err)
+		}
+	}
+	text, _, _ := unstructured.NestedString(c.Get(t, "configmaps", kubetest.Namespace, "spire-bundle").Object, "data", "bundle.crt")
+	if text != pem {
+		t.Errorf("ConfigMap: %q", text)
+	}
+	if got := caBundle(c.Get(t, hooks, "", "early")); got != pem {
+		t.Errorf("webhook: %q", got)
+	}
+	// What the publisher does with a Watcher.
+	watcher := targets[1].Writer.(publish.Watcher)
+	ctx, cancel := context.WithCancel(t.Context())
+	done, again := make(chan error, 1), make(chan bool, 1)
+	go func() {
+		done <- watcher.Watch(ctx, func() {
+			select {
+			case again <- true:
+			default:
+			}
+		})
+	}()
+	writes := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				close(writes)
+				return
+			case <-again:
+				if err := watcher.Write(ctx, b); err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
 			}
 		}
-		text, _, _ := unstructured.NestedString(c.Get(t, "configmaps", kubetest.Namespace, "spire-bundle").Object, "data", "bundle.crt")
-		if text != pem {
-			t.Errorf("ConfigMap: %q", text)
-		}
-		if got := caBundle(c.Get(t, hooks, "", "early")); got != pem {
-			t.Errorf("webhook: %q", got)
-		}
-		// What the publisher does with a Watcher.
-		watcher := targets[1].Writer.(publish.Watcher)
-		ctx, cancel := context.WithCancel(t.Context())
-		done, again := make(chan error, 1), make(chan bool, 1)
-		go func() {
-			done <- watcher.Watch(ctx, func() {
-				select {
-				case again <- true:
-				default:
-				}
-			})
-		}()
-		writes := make(chan struct{})
-		go func() {
-			for {
-				select {
-				case <-ctx.Done():
-					close(writes)
-					return
-				case <-again:
-					if err := watcher.Write(ctx, b); err != nil && ctx.Err() == nil {
-						t.Error(err)
-					}
-				}
-			}
-		}()
-		c.Create(t, hooks, hook("late", map[string]any{"spiffe.io/webhook": "true"}))
-		c.Await(t, hooks, "", "late", func(u *unstructured.Unstructured) bool { return caBundle(u) == pem })
-		cancel()
-		<-writes
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("Watch: %v", err)
-		}
-	})
+	}()
+	c.Create(t, hooks, hook("late", map[string]any{"spiffe.io/webhook": "true"}))
+	c.Await(t, hooks, "", "late", func(u *unstructured.Unstructured) bool { return caBundle(u) == pem })
+	cancel()
+	<-writes
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Watch: %v", err)
+	}
 }
 
 func TestClusters(t *testing.T) {

@@ -25,34 +25,33 @@ func cluster(kubeconfig string) Cluster {
 // documentation asks for.
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	kubetest.Run(t, func(t *testing.T, c *kubetest.Cluster) {
-		config := Config{Clusters: map[string]Cluster{"here": cluster(c.Limited(t, "create configmaps", "patch configmaps"))}}
-		if err := config.CheckFiles(); err != nil {
+	c := kubetest.NewFake(t)
+	config := Config{Clusters: map[string]Cluster{"here": cluster(c.Limited(t, "create configmaps", "patch configmaps"))}}
+	if err := config.CheckFiles(); err != nil {
+		t.Fatal(err)
+	}
+	targets := config.Targets()
+	if len(targets) != 1 || targets[0].Name != "here" || targets[0].Plugin != "k8s_configmap" {
+		t.Fatalf("targets %v", targets)
+	}
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	for n := range uint64(2) {
+		if err := targets[0].Writer.Write(t.Context(), &registry.Bundle{TrustDomain: td, SequenceNumber: 1 + n}); err != nil {
 			t.Fatal(err)
 		}
-		targets := config.Targets()
-		if len(targets) != 1 || targets[0].Name != "here" || targets[0].Plugin != "k8s_configmap" {
-			t.Fatalf("targets %v", targets)
+		object := c.Get(t, "configmaps", kubetest.Namespace, "spire-bundle")
+		text, _, _ := unstructured.NestedString(object.Object, "data", "bundle.spiffe")
+		got, err := spiffebundle.Parse(td, []byte(text))
+		if err != nil {
+			t.Fatal(err)
 		}
-		td := spiffeid.RequireTrustDomainFromString("example.org")
-		for n := range uint64(2) {
-			if err := targets[0].Writer.Write(t.Context(), &registry.Bundle{TrustDomain: td, SequenceNumber: 1 + n}); err != nil {
-				t.Fatal(err)
-			}
-			object := c.Get(t, "configmaps", kubetest.Namespace, "spire-bundle")
-			text, _, _ := unstructured.NestedString(object.Object, "data", "bundle.spiffe")
-			got, err := spiffebundle.Parse(td, []byte(text))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if seq, _ := got.SequenceNumber(); seq != 1+n {
-				t.Errorf("sequence number %d, want %d", seq, 1+n)
-			}
-			if hint, _ := got.RefreshHint(); hint != time.Minute {
-				t.Errorf("refresh hint %v", hint)
-			}
+		if seq, _ := got.SequenceNumber(); seq != 1+n {
+			t.Errorf("sequence number %d, want %d", seq, 1+n)
 		}
-	})
+		if hint, _ := got.RefreshHint(); hint != time.Minute {
+			t.Errorf("refresh hint %v", hint)
+		}
+	}
 }
 
 // TestMayNot: the error says which right is missing.
