@@ -92,6 +92,9 @@ func TestNodeDeletedMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := first.attestBy(t, "k8s_psat", agentPod(t, f.Cluster, "2")); err != nil {
+		t.Fatal(err)
+	}
 	if err := first.stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func (c *Cluster) ready(t testing.TB, said string) {
 			return
 		}
 	}
-	text, _ := os.ReadFile(said) //nolint:errcheck // it is only for the one who looks for the reason
+	text, _ := os.ReadFile(said)
 	t.Fatalf("kube-apiserver is not ready after %v: %s\n%s", startTimeout, last, text[max(0, len(text)-4096):])
 }
 

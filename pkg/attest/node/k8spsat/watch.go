@@ -141,7 +141,9 @@ func (s *sweep) sweep(ctx context.Context) {
 	}
 }
 
-// compare finds agents of nodes that are not on the list.
+// compare finds agents of nodes that are not on the list. One without any node
+// that an agent is on may be of another cluster, by a mistake in kube_config_file:
+// then nothing is removed.
 func (s *sweep) compare(ctx context.Context) {
 	s.mu.Lock()
 	there := s.there
@@ -160,10 +162,20 @@ func (s *sweep) compare(ctx context.Context) {
 	if s.there == there {
 		s.there = nil
 	}
+	missing, same := make(map[string]bool), false
 	for _, a := range known {
-		if uid := valueOf(a.Selectors, selNodeUID); uid != "" && !(*there)[uid] {
-			s.due[uid] = look{at: time.Now()}
+		uid := valueOf(a.Selectors, selNodeUID)
+		if uid != "" && !(*there)[uid] {
+			missing[uid] = true
 		}
+		same = same || (*there)[uid]
+	}
+	if len(missing) > 0 && !same {
+		s.log.WarnContext(ctx, "the cluster has no node that an agent is on: none is removed before its SVID ends; is it the cluster that these agents are from?", telemetry.Count, len(missing))
+		return
+	}
+	for uid := range missing {
+		s.due[uid] = look{at: time.Now()}
 	}
 }
 

@@ -180,8 +180,10 @@ func TestNodeThatIsThere(t *testing.T) {
 	t.Parallel()
 	watched(t, func(t *testing.T, s *stage, m *memory, log *strings.Builder) {
 		m.add("production", "a1", "n1", "node-uid-1")
+		m.add("production", "a2", "n2", "node-uid-2")
+		s.change(func() { s.nodes["n2"] = Node{UID: "node-uid-2"} })
 		w := s.watch()
-		w.list() // made after the list
+		w.list("node-uid-2") // n1 was made after the list
 		w.gone("node-uid-1")
 		wantRemoved(t, m)
 		s.change(func() { s.failing["node"] = errors.New("no route"); delete(s.nodes, "n1") })
@@ -202,6 +204,7 @@ func TestAgentsUnknown(t *testing.T) {
 	t.Parallel()
 	watched(t, func(t *testing.T, s *stage, m *memory, _ *strings.Builder) {
 		m.add("production", "a0", "n0", "node-uid-0")
+		m.add("production", "a1", "n1", "node-uid-1")
 		m.fail(errors.New("cut off"))
 		w := s.watch()
 		w.list("node-uid-1")
@@ -218,8 +221,9 @@ func TestWatchBreaks(t *testing.T) {
 	t.Parallel()
 	watched(t, func(t *testing.T, s *stage, m *memory, log *strings.Builder) {
 		m.add("production", "a1", "n1", "node-uid-1")
+		m.add("production", "a2", "n2", "node-uid-2")
 		w := s.watch()
-		w.list("node-uid-1")
+		w.list("node-uid-1", "node-uid-2")
 		s.change(func() { delete(s.nodes, "n1") })
 		w.end(io.ErrUnexpectedEOF)
 		begin := time.Now()
@@ -227,11 +231,32 @@ func TestWatchBreaks(t *testing.T) {
 		if d := time.Since(begin); d < watchMin*3/4 || d > 2*watchMin {
 			t.Errorf("watched again after %v", d)
 		}
-		w.list()
+		w.list("node-uid-2")
 		wantRemoved(t, m, "a1 of node-uid-1")
 		if !strings.Contains(log.String(), "unexpected EOF") {
 			t.Errorf("the log does not say why: %s", log)
 		}
+	})
+}
+
+// TestAnotherCluster: a kubeconfig of another cluster, whose nodes are all others,
+// costs no agent its place.
+func TestAnotherCluster(t *testing.T) {
+	t.Parallel()
+	watched(t, func(t *testing.T, s *stage, m *memory, log *strings.Builder) {
+		m.add("production", "a1", "n1", "node-uid-1")
+		m.add("production", "a2", "n2", "node-uid-2")
+		s.change(func() { s.nodes = map[string]Node{"n1": {UID: "other-uid-1"}} })
+		w := s.watch()
+		w.list("other-uid-1")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		wantRemoved(t, m)
+		if n := strings.Count(log.String(), "is it the cluster"); n != 1 {
+			t.Errorf("the log says so %d times:\n%s", n, log)
+		}
+		w.list()
+		wantRemoved(t, m)
 	})
 }
 
