@@ -33,4 +33,8 @@ func TestTheFullConfigurationHasEveryKey(t *testing.T) {
 	if len(notices) == 0 || refused == nil {
 		t.Errorf("%d keys are accepted, refused: %v", len(notices), refused)
 	}
+	const accepted = "plugins.WorkloadAttestor.k8s.plugin_data.use_new_container_locator"
+	if !slices.ContainsFunc(c.pluginNotices(), func(n config.Notice) bool { return n.Key == accepted && n.Reason != "" }) {
+		t.Errorf("no notice of %s in %v", accepted, c.pluginNotices())
+	}
 }
