@@ -81,7 +81,6 @@ spec:
         - name: spire-server
           image: localhost/credence-server:dev
           imagePullPolicy: IfNotPresent
-          command: [/opt/spire/bin/spire-server]
           args: [-expandEnv, -config, /run/spire/server/config/server.conf]
           securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
           ports: [{name: grpc, containerPort: 8081}, {name: healthz, containerPort: 8080}]
@@ -113,8 +112,7 @@ spec:
         - name: spire-agent
           image: localhost/credence-agent:dev
           imagePullPolicy: IfNotPresent
-          command: [/opt/spire/bin/spire-agent]
-          args: [run, -config, /opt/spire/conf/agent/agent.conf]
+          args: [-config, /opt/spire/conf/agent/agent.conf]
           env: [{name: MY_NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
           readinessProbe: {httpGet: {path: /ready, port: 9982}, periodSeconds: 1}
           volumeMounts:

@@ -49,7 +49,7 @@ spec:
     - name: agent
       image: localhost/credence-agent:dev
       imagePullPolicy: IfNotPresent
-      args: [run, -config, /ghost/agent.conf]
+      command: [/opt/credence/bin/credence-agent, run, -config, /ghost/agent.conf]
       volumeMounts: [{name: ghost, mountPath: /ghost}, {name: run, mountPath: /run/credence}]
   volumes:
     - {name: ghost, configMap: {name: ghost}}

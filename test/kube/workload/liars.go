@@ -25,7 +25,7 @@ func fetchOnce(ctx context.Context, options ...workloadapi.ClientOption) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer hangUp(client)
 	svids, err := client.FetchX509SVIDs(ctx)
 	if err != nil {
 		tell(event{What: "refused", Error: status.Convert(err).Message()})

@@ -7,11 +7,15 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
+
+// hangUp closes what nothing more is expected of.
+func hangUp(c io.Closer) { _ = c.Close() }
 
 // serve answers every connection of its trust domain with a byte.
 func serve(ctx context.Context) error {
@@ -19,14 +23,16 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer hangUp(source)
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
 	lis, err := tls.Listen("tcp", ":8443", config)
 	if err != nil {
 		return err
 	}
-	context.AfterFunc(ctx, func() { lis.Close() })
+	context.AfterFunc(ctx, func() { hangUp(lis) })
 	tell(event{What: "serving"})
+	var served sync.WaitGroup
+	defer served.Wait()
 	for {
 		conn, err := lis.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -35,13 +41,13 @@ func serve(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		go func() {
-			defer conn.Close()
+		served.Go(func() {
+			defer hangUp(conn)
 			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 			if _, err := conn.Write([]byte{1}); err != nil {
 				tell(event{What: "served", Error: err.Error()})
 			}
-		}()
+		})
 	}
 }
 
@@ -52,7 +58,7 @@ func call(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer hangUp(source)
 	config := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeAny())
 	every := time.NewTicker(50 * time.Millisecond)
 	defer every.Stop()
@@ -78,7 +84,7 @@ func handshake(ctx context.Context, config *tls.Config) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer hangUp(conn)
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 	_, err = io.ReadFull(conn, make([]byte, 1))
 	return err

@@ -18,7 +18,7 @@ func watch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer hangUp(client)
 	w := &watcher{client: client}
 	err = client.WatchX509Context(ctx, w)
 	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
