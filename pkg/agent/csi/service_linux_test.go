@@ -269,7 +269,7 @@ func TestOnlyRootIsAnswered(t *testing.T) {
 	s := m.service()
 	m.run(s)
 	for _, dir := range []string{m.Kubelet, filepath.Dir(s.cfg.Endpoint)} {
-		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // so that the socket alone keeps others away
+		if err := os.Chmod(dir, 0o755); err != nil { // the socket alone keeps others away
 			t.Fatal(err)
 		}
 	}
