@@ -247,6 +247,7 @@ func state() string {
 		{"get", "pods", "-A", "-o", "wide"},
 		{"get", "events", "-A", "--field-selector", "type!=Normal"},
 		{"-n", home, "logs", "credence-server-0", "--tail=20"},
+		{"-n", home, "logs", "credence-server-0", "-c", "controller-manager", "--tail=20"},
 		{"-n", home, "logs", "daemonset/credence-agent", "-c", "agent", "--tail=30"},
 	} {
 		out, err := tryKubectl("", args...)
