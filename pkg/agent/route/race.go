@@ -111,7 +111,11 @@ func (r *Route) dial(ctx context.Context, c candidate, s Security) (*Conn, error
 	if !c.proxied {
 		options = append(options, grpc.WithNoProxy())
 	}
-	if dial := r.cfg.Dial; dial != nil {
+	dial := r.cfg.Dial
+	if dial == nil && !c.proxied { // gRPC asks the proxy itself
+		dial = dialTCP
+	}
+	if dial != nil {
 		options = append(options, grpc.WithContextDialer(dial))
 	}
 	conn, err := grpc.NewClient("passthrough:///"+url.PathEscape(c.address), options...)

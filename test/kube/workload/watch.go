@@ -33,8 +33,9 @@ type watcher struct {
 }
 
 func (w *watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
-	first := c.DefaultSVID()
-	tell(event{What: "x509", ID: first.ID.String(), Serial: first.Certificates[0].SerialNumber.String(), Count: len(c.SVIDs)})
+	for _, s := range c.SVIDs {
+		tell(event{What: "x509", ID: s.ID.String(), Serial: s.Certificates[0].SerialNumber.String(), Count: len(c.SVIDs)})
+	}
 	if w.asked {
 		return
 	}
