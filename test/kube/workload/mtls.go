@@ -25,7 +25,7 @@ func serve(ctx context.Context) error {
 	}
 	defer hangUp(source)
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
-	lis, err := tls.Listen("tcp", ":8443", config)
+	lis, err := tls.Listen("tcp", ":8443", config) //nolint:gosec // of a pod
 	if err != nil {
 		return err
 	}
