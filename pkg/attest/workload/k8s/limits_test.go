@@ -86,7 +86,8 @@ func TestPauses(t *testing.T) {
 		"many":               {failures: 1 << 40, err: io.EOF, least: lastRetry / 2, most: lastRetry},
 		"ended":              {failures: 100, least: 500 * time.Millisecond, most: time.Second},
 		"forbidden":          {failures: 100, err: forbidden, least: lastRetry / 2, most: lastRetry},
-		"forbidden, patient": {patient: true, err: forbidden, least: deniedRetry / 2, most: deniedRetry},
+		"forbidden, patient": {patient: true, failures: 100, err: forbidden, least: deniedRetry / 2, most: deniedRetry},
+		"forbidden at first": {patient: true, err: forbidden, least: firstRetry / 2, most: firstRetry},
 	} {
 		w := &watcher[podObject]{contact: &contact{patient: tc.patient}}
 		seen := map[time.Duration]bool{}

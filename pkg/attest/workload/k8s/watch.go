@@ -29,8 +29,9 @@ const (
 	lastRetry  = 30 * time.Second
 	// steady is how long a watch has lasted that the pauses begin anew after.
 	steady = 10 * time.Second
-	// deniedRetry is the pause after a refusal, where the kubelet is asked
-	// meanwhile: rights change when somebody changes them.
+	// deniedRetry bounds the pauses after refusals, where the kubelet is asked
+	// meanwhile: rights change when somebody changes them. The first are short:
+	// an API server that has just started refuses what it has not read yet.
 	deniedRetry = 10 * time.Minute
 )
 
@@ -87,12 +88,13 @@ func (w *watcher[T]) Run(ctx context.Context) error {
 // pause is up to twice as long with each failure, and never the same for all
 // agents of a cluster.
 func (w *watcher[T]) pause(failures int, err error) time.Duration {
-	longest := min(firstRetry<<min(failures, 20), lastRetry)
+	grown := firstRetry << min(failures, 20)
+	longest := min(grown, lastRetry)
 	switch {
 	case err == nil:
 		longest = min(longest, time.Second) // nothing is wrong
 	case denied(err) && w.contact.patient:
-		longest = deniedRetry
+		longest = min(grown, deniedRetry)
 	}
 	return longest/2 + rand.N(longest/2) //nolint:gosec // spreads agents out, keeps no secret
 }
