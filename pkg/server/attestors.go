@@ -89,7 +89,7 @@ func chooseK8sPSAT(p config.Plugin, c *choice) (openVerifier, error) {
 		return nil, p.Wrap(err)
 	}
 	c.check(func() error {
-		var problems []error
+		problems := []error{cfg.CheckFiles()}
 		for _, name := range slices.Sorted(maps.Keys(cfg.Clusters)) {
 			if err := kubeclient.Check(cfg.Clusters[name].KubeConfigFile); err != nil {
 				problems = append(problems, fmt.Errorf("clusters.%s.kube_config_file: %w", name, err))

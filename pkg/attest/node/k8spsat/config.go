@@ -79,6 +79,22 @@ func (c VerifierConfig) Validate() error {
 	return errors.Join(problems...)
 }
 
+// CheckFiles says what is wrong with the files that authorities are read from,
+// as they are now.
+func (c VerifierConfig) CheckFiles() error {
+	var problems []error
+	for _, name := range slices.Sorted(maps.Keys(c.Clusters)) {
+		cluster := c.Clusters[name]
+		if cluster.JWKSURL == "" {
+			continue
+		}
+		if _, err := newHTTPClient(cluster.JWKSCAPath); err != nil {
+			problems = append(problems, fmt.Errorf("clusters.%s.%w", name, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
 func (c ClusterConfig) validateAccounts(bad func(key, format string, args ...any)) {
 	if len(c.ServiceAccountAllowList) == 0 {
 		bad("service_account_allow_list", `is required: name the agents' service accounts, such as ["spire:spire-agent"]`)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -162,6 +163,31 @@ func TestKeysAge(t *testing.T) {
 	})
 }
 
+// TestKeysForStrangers: whoever makes up a key ID, has the keys fetched and hangs
+// up does not keep others from the keys.
+func TestKeysForStrangers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set := keySetOf(t, map[string]any{"good": newKey(t).Public()})
+		keys := newKeySet(func(ctx context.Context) ([]byte, error) {
+			select {
+			case <-time.After(time.Second):
+				return set, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		})
+		stranger, hangUp := context.WithTimeout(t.Context(), time.Millisecond)
+		defer hangUp()
+		if _, err := keys.key(stranger, "made up"); err == nil {
+			t.Error("a key that the issuer does not have")
+		}
+		if _, err := keys.key(t.Context(), "good"); err != nil {
+			t.Errorf("after a stranger has hung up: %v", err)
+		}
+	})
+}
+
 func TestReadKeys(t *testing.T) {
 	t.Parallel()
 	key := newKey(t).Public()
@@ -215,14 +241,44 @@ func TestKeysByURL(t *testing.T) {
 			t.Errorf("%s: the agent is refused for it: %v", path, err)
 		}
 	}
-	v := s.verifier(t, config(byKeys, func(c *ClusterConfig) { c.JWKSURL = srv.URL + "/keys" }))
-	if _, err := show(t, v, s.token(t, nil)); err == nil || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("with the system's authorities: %v", err)
+	systems := config(byKeys, func(c *ClusterConfig) { c.JWKSURL = srv.URL + "/keys" })
+	if systems.CheckFiles() == nil { // It has some.
+		if _, err := show(t, s.verifier(t, systems), s.token(t, nil)); err == nil || !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("with the system's authorities: %v", err)
+		}
 	}
 	if n := s.fetched(); n != 0 {
 		t.Errorf("the API server was asked %d times for keys that are elsewhere", n)
 	}
 	if _, err := NewVerifier(config(byKeys, func(c *ClusterConfig) { c.JWKSURL, c.JWKSCAPath = srv.URL, srv.URL }), func(ClusterConfig) Cluster { return s }, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("authorities that are not there are taken")
+	}
+	missing := config(byKeys, func(c *ClusterConfig) { c.JWKSURL, c.JWKSCAPath = srv.URL, srv.URL })
+	if err := missing.CheckFiles(); err == nil || !strings.HasPrefix(err.Error(), "clusters.production.jwks_ca_path: ") {
+		t.Errorf("of authorities that are not there: %v", err)
+	}
+}
+
+// TestNoAuthorities: on a system without any, as in an image of nothing but the
+// program, a URL alone is refused before it is used. The system's are read once
+// in a process, so this one is played again in another.
+func TestNoAuthorities(t *testing.T) {
+	t.Parallel()
+	const again = "K8SPSAT_TEST_NO_AUTHORITIES"
+	if os.Getenv(again) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoAuthorities$") //nolint:gosec // this program
+		cmd.Env = append(os.Environ(), again+"=1", "SSL_CERT_FILE="+filepath.Join(t.TempDir(), "none"), "SSL_CERT_DIR="+t.TempDir())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	c := config(byKeys, func(c *ClusterConfig) { c.JWKSURL = "https://example.org/keys" })
+	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "jwks_ca_path: this system has no authorities") {
+		t.Errorf("Check: %v", err)
+	}
+	s := newStage(t)
+	if _, err := NewVerifier(c, func(ClusterConfig) Cluster { return s }, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("NewVerifier takes it")
 	}
 }

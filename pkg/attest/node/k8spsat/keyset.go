@@ -101,8 +101,10 @@ func (f *fetched) find(id string, limit time.Duration) (any, bool) {
 	return key, ok
 }
 
+// refresh fetches the keys. It does not end with whoever is the first to need
+// them: a stranger who hangs up would keep everybody from having them.
 func (s *keySet) refresh(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 	defer cancel()
 	at := time.Now()
 	data, err := s.fetch(ctx)
@@ -182,7 +184,12 @@ func fetchFrom(url, caPath string) (func(context.Context) ([]byte, error), error
 
 func newHTTPClient(caPath string) (*http.Client, error) {
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caPath != "" {
+	if caPath == "" {
+		// An image with nothing but the program has none.
+		if own, err := x509.SystemCertPool(); err != nil || own.Equal(x509.NewCertPool()) {
+			return nil, errors.New("jwks_ca_path: this system has no authorities of its own; name a PEM file with those that jwks_url is verified with")
+		}
+	} else {
 		data, err := os.ReadFile(caPath)
 		if err != nil {
 			return nil, fmt.Errorf("jwks_ca_path: %w", err)

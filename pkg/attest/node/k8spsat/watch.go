@@ -23,11 +23,14 @@ const (
 	// again.
 	watchMin = time.Second
 	watchMax = time.Minute
+	// forbiddenMax bounds them where the server may not watch. An API server
+	// that has just started says so too, before it has read who may what.
+	forbiddenMax = 10 * time.Minute
 )
 
 // Watch is node.Watcher. Agents whose node is deleted, or was while nobody
-// watched, are removed; each node is asked for by name before. A cluster whose
-// nodes the server may not watch is passed over.
+// watched, are removed; each node is asked for by name before. Where the server
+// may not watch nodes it says so once, and tries again now and then.
 func (v *Verifier) Watch(ctx context.Context, agents node.Agents) error {
 	var watching sync.WaitGroup
 	for _, c := range v.clusters {
@@ -64,7 +67,7 @@ func newSweep(c *cluster, agents node.Agents) *sweep {
 	return &sweep{cluster: c, agents: agents, wake: make(chan struct{}, 1), due: make(map[string]look)}
 }
 
-// run follows the nodes until ctx ends or it turns out that it may not.
+// run follows the nodes until ctx ends.
 func (s *sweep) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -72,23 +75,29 @@ func (s *sweep) run(ctx context.Context) {
 	defer sweeping.Wait()
 	sweeping.Go(func() { s.sweep(ctx) })
 	defer cancel()
-	pause := watchMin
+	pause, said := watchMin, false
 	for {
 		begin := time.Now()
 		err := s.api.WatchNodes(ctx, s.listed, s.gone)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, ErrForbidden):
-			s.log.WarnContext(ctx, "agents of nodes that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch nodes; grant that, and start it again", telemetry.Err, err)
+		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(begin) > watchMax {
-			pause = watchMin
+			pause, said = watchMin, false
 		}
 		wait := pause*3/4 + rand.N(pause/2) //nolint:gosec // no secret
-		pause = min(2*pause, watchMax)
-		s.log.WarnContext(ctx, "the cluster's nodes cannot be watched now", telemetry.Err, err, telemetry.Retry, wait)
+		longest, forbidden := watchMax, errors.Is(err, ErrForbidden)
+		if forbidden {
+			longest = forbiddenMax
+		}
+		pause = min(2*pause, longest)
+		switch {
+		case !forbidden:
+			s.log.WarnContext(ctx, "the cluster's nodes cannot be watched now", telemetry.Err, err, telemetry.Retry, wait)
+		case !said:
+			s.log.WarnContext(ctx, "agents of nodes that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch nodes; grant that", telemetry.Err, err)
+		}
+		said = forbidden
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

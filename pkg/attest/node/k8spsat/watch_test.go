@@ -260,11 +260,14 @@ func TestAnotherCluster(t *testing.T) {
 	})
 }
 
-// TestWatchForbidden: a server that may not watch says so once, and goes on.
+// TestWatchForbidden: a server that may not watch says so once, and goes on; it
+// watches as soon as it is let, as an API server that has just started refuses
+// for a moment what it allows.
 func TestWatchForbidden(t *testing.T) {
 	t.Parallel()
 	watched(t, func(t *testing.T, s *stage, m *memory, log *strings.Builder) {
 		m.add("production", "a0", "n0", "node-uid-0")
+		m.add("production", "a1", "n1", "node-uid-1")
 		s.watch().end(fmt.Errorf("cannot list nodes: %w", ErrForbidden))
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -272,5 +275,17 @@ func TestWatchForbidden(t *testing.T) {
 		if n := strings.Count(log.String(), "level="); n != 1 || !strings.Contains(log.String(), "cannot list nodes") {
 			t.Errorf("%d lines in the log: %s", n, log)
 		}
+		for range 20 {
+			s.watch().end(fmt.Errorf("cannot list nodes: %w", ErrForbidden))
+		}
+		if n := strings.Count(log.String(), "not allowed"); n > 2 {
+			t.Errorf("it is said %d times", n)
+		}
+		begin := time.Now()
+		s.watch().list("node-uid-1")
+		if took := time.Since(begin); took > 2*forbiddenMax {
+			t.Errorf("tried again after %v", took)
+		}
+		wantRemoved(t, m, "a0 of node-uid-0")
 	})
 }
