@@ -14,3 +14,8 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/* Ports that a network policy lets through. */}}
+{{- define "credence.ports" -}}
+[{{ range $i, $port := . }}{{ if $i }}, {{ end }}{port: {{ $port }}}{{ end }}]
+{{- end -}}
