@@ -190,7 +190,7 @@ func reason(said, token string) string {
 	if said == "" || strings.Contains(said, token) {
 		return ""
 	}
-	return ": " + said[:min(len(said), maxReason)]
+	return ": " + strings.ToValidUTF8(said[:min(len(said), maxReason)], "")
 }
 
 // locate looks up what the token is bound to. Names are given again to others,
