@@ -145,7 +145,7 @@ func TestInstalled(t *testing.T) {
 	} else {
 		t.Log(out)
 	}
-	for _, can := range []string{"get secrets", "list secrets", "create pods", "get configmaps", "update nodes", "create tokenreviews"} {
+	for _, can := range []string{"get secrets", "list secrets", "get pods", "create pods", "get configmaps", "update nodes", "create tokenreviews"} {
 		verb, what, _ := strings.Cut(can, " ")
 		for _, who := range []string{"credence-server", "credence-agent"} {
 			out, _ := tryKubectl("", "auth", "can-i", verb, what, "-A", "--as", "system:serviceaccount:"+home+":"+who)
