@@ -76,7 +76,7 @@ var (
 	errUnknown  = errors.New("its pod is not known: it has been deleted long ago, is on another node than node_name (or the variable of node_name_env) says, or is so new that nobody has told of it")
 	errDeleted  = errors.New("its pod was deleted; what still runs of it gets nothing")
 	errForeign  = errors.New("the status of the pod whose cgroup it is in does not name it, and none of the pod's containers can be starting; was it put there by hand?")
-	errNoLabels = errors.New("the labels of its namespace are not known: enable_namespace_labels needs the rights get, list and watch on namespaces")
+	errNoLabels = errors.New("the labels of its namespace are not known: enable_namespace_labels needs the rights list and watch on namespaces")
 )
 
 // refusal says what is missing, and why it could not be had.
