@@ -266,7 +266,7 @@ func TestNoAuthorities(t *testing.T) {
 	t.Parallel()
 	const again = "K8SPSAT_TEST_NO_AUTHORITIES"
 	if os.Getenv(again) == "" {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoAuthorities$") //nolint:gosec // this program
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoAuthorities$")
 		cmd.Env = append(os.Environ(), again+"=1", "SSL_CERT_FILE="+filepath.Join(t.TempDir(), "none"), "SSL_CERT_DIR="+t.TempDir())
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
