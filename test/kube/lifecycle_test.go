@@ -84,7 +84,7 @@ func TestServerRestarted(t *testing.T) {
 // mountsBelow counts the node's mounts of the CSI driver in a pod.
 func mountsBelow(t *testing.T, ns, name, uid string) map[string]int {
 	t.Helper()
-	p := pod{ns: ns, name: name, verb: "mounts", hostPID: true, privileged: true, env: map[string]string{
+	p := pod{ns: ns, name: name, verb: "mounts", apart: true, hostPID: true, privileged: true, env: map[string]string{
 		"MOUNTS": "/var/lib/kubelet/pods/" + uid, "SUFFIX": "/mount",
 	}}
 	p.start(t)

@@ -14,6 +14,7 @@ type pod struct {
 	account        string            // default: default
 	env            map[string]string // beside the socket's
 	hostPath       bool              // reach the agent without CSI
+	apart          bool              // reach no agent at all
 	socketDir      string            // on the node; default: that of deploy/kubernetes
 	socket         string            // its name there; default: api.sock
 	hostPID        bool
@@ -64,14 +65,20 @@ func (p pod) spec(indent string) string {
 		line("        - {name: %s, value: %q}", k, v)
 	}
 	line("      volumeMounts:")
-	line("        - {name: spiffe, mountPath: /spiffe, readOnly: true}")
+	line("        - {name: tmp, mountPath: /scratch}")
+	if !p.apart {
+		line("        - {name: spiffe, mountPath: /spiffe, readOnly: true}")
+	}
 	for i, v := range p.volumes {
 		line("        - {name: v%d, mountPath: %s}", i, v.at)
 	}
 	line("  volumes:")
-	if p.hostPath {
+	line("    - {name: tmp, emptyDir: {}}")
+	switch {
+	case p.apart:
+	case p.hostPath:
 		line("    - {name: spiffe, hostPath: {path: %s, type: Directory}}", cmp.Or(p.socketDir, "/run/credence/agent/public"))
-	} else {
+	default:
 		line("    - {name: spiffe, csi: {driver: csi.spiffe.io, readOnly: true}}")
 	}
 	for i, v := range p.volumes {
