@@ -27,7 +27,7 @@ spec:
   accessModes: [ReadWriteOnce]
   persistentVolumeReclaimPolicy: Retain
   claimRef: {namespace: credence, name: data-credence-server-0}
-  local: {path: /var/lib/credence-test/data}
+  local: {path: /run/credence-test/data}
   nodeAffinity:
     required:
       nodeSelectorTerms:
@@ -47,7 +47,7 @@ spec:
       volumeMounts: [{name: data, mountPath: /data}]
   volumes:
     - name: data
-      hostPath: {path: /var/lib/credence-test/data, type: DirectoryOrCreate}
+      hostPath: {path: /run/credence-test/data, type: DirectoryOrCreate}
 `
 
 const fixedIP = `
