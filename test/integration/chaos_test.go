@@ -54,7 +54,7 @@ func TestThreeServersOverEtcd(t *testing.T) {
 		c.loseLeader()
 		c.loseServer(0)
 		c.cutServer(1)
-		c.pauseServer(2, 2*time.Second)
+		c.pauseServer(2, 30*time.Second)
 		c.reconnect(60)
 		return
 	}
