@@ -61,7 +61,7 @@ spec:
 func TestNodeDeleted(t *testing.T) {
 	need(t)
 	ns := namespace(t, "ghost")
-	apply(t, `{apiVersion: v1, kind: Node, metadata: {name: credence-test-ghost}, status: {
+	apply(t, `{apiVersion: v1, kind: Node, metadata: {name: credence-test-ghost, labels: {kubernetes.io/os: linux}}, status: {
   capacity: {cpu: 1, memory: 4Gi, pods: 10}, allocatable: {cpu: 1, memory: 4Gi, pods: 10}}}`)
 	gone := false
 	t.Cleanup(func() {
