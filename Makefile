@@ -28,6 +28,9 @@ run: build ## a server and an agent in one process, to try things out
 test: ## all tests, with the race detector
 	go test -race -timeout 20m ./...
 
+timing: ## what is promised in seconds, of programs without the race detector
+	go test -count 1 -run TestTaintedAuthorityIsReplacedAtOnce ./test/integration
+
 test-kube: ## the stories on the cluster that KUBECONFIG names, with the images of `make images`; see test/kube/doc.go
 	go test -count 1 -v -timeout 40m ./test/kube
 
@@ -72,7 +75,7 @@ cross: ## builds for the other platforms
 vuln: ## known vulnerabilities, where their database can be reached
 	tools/vuln
 
-check: build lint test generate-check tidy-check cross vuln bench-once fuzz ## everything CI does
+check: build lint test timing generate-check tidy-check cross vuln bench-once fuzz ## everything CI does
 	@echo 'make check: all passed'
 
-.PHONY: all help build image-roots images run test test-kube lint fuzz bench bench-fleet bench-once soak generate generate-check tidy-check cross vuln check
+.PHONY: all help build image-roots images run test timing test-kube lint fuzz bench bench-fleet bench-once soak generate generate-check tidy-check cross vuln check

@@ -22,9 +22,8 @@ data:
     clusterName: cluster
     clusterDomain: cluster.local
     trustDomain: example.org
-    ignoreNamespaces: [kube-system, credence]
+    ignoreNamespaces: [kube-system, "^credence$"] # these are patterns
     spireServerSocketPath: /run/credence/server/private/api.sock
-    gcInterval: 2s
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole

@@ -197,7 +197,7 @@ type event struct {
 func events(t *testing.T, ns, pod string) []event {
 	t.Helper()
 	out, err := tryKubectl("", "-n", ns, "logs", pod)
-	if err != nil {
+	if err != nil || strings.HasPrefix(out, "unable to retrieve container logs") {
 		return nil // it has not started
 	}
 	var all []event
