@@ -61,8 +61,10 @@ spec:
 func TestNodeDeleted(t *testing.T) {
 	need(t)
 	ns := namespace(t, "ghost")
-	apply(t, `{apiVersion: v1, kind: Node, metadata: {name: credence-test-ghost, labels: {kubernetes.io/os: linux}}, status: {
-  capacity: {cpu: 1, memory: 4Gi, pods: 10}, allocatable: {cpu: 1, memory: 4Gi, pods: 10}}}`)
+	// Agents go everywhere; the pod of this story is to go to a machine.
+	apply(t, `{apiVersion: v1, kind: Node, metadata: {name: credence-test-ghost, labels: {kubernetes.io/os: linux}},
+  spec: {taints: [{key: credence-test-ghost, effect: NoSchedule}]},
+  status: {capacity: {cpu: 1, memory: 4Gi, pods: 10}, allocatable: {cpu: 1, memory: 4Gi, pods: 10}}}`)
 	gone := false
 	t.Cleanup(func() {
 		if gone {
