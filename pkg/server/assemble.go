@@ -23,9 +23,6 @@ import (
 	"github.com/credence-id/credence/pkg/connlimit"
 	"github.com/credence-id/credence/pkg/entitle"
 	"github.com/credence-id/credence/pkg/keys"
-	"github.com/credence-id/credence/pkg/keys/diskkey"
-	"github.com/credence-id/credence/pkg/keys/memkey"
-	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/publish"
 	"github.com/credence-id/credence/pkg/publish/k8sbundle"
 	"github.com/credence-id/credence/pkg/publish/k8sconfigmap"
@@ -112,54 +109,6 @@ func openBolt(cfg bolt.Config) openStore {
 		}
 		return s, nil
 	}
-}
-
-// diskData is the section plugin_data of KeyManager "disk".
-//
-//credence:plugin_data server KeyManager disk
-type diskData struct {
-	// KeysPath is the file.
-	KeysPath string `hcl:"keys_path" unset:"keys.json in data_dir"`
-}
-
-// noData is the section plugin_data of plugins that have no keys.
-//
-//credence:plugin_data server KeyManager memory
-//credence:plugin_data server NodeAttestor join_token
-type noData struct{}
-
-func chooseDisk(p config.Plugin, s Settings, c *choice) (openKeys, error) {
-	var d diskData
-	if err := p.Decode(&d); err != nil {
-		return nil, err
-	}
-	if d.KeysPath == "" {
-		d.KeysPath = filepath.Join(s.DataDir, "keys.json")
-	}
-	c.foreign.keys = d.KeysPath
-	c.check(func() error {
-		if err := diskkey.Check(d.KeysPath); err != nil {
-			return p.DataErrorf("keys_path", "%w", err)
-		}
-		if err := preflight.Parent(d.KeysPath, s.DataDir); err != nil {
-			return p.DataErrorf("keys_path", "%w", err)
-		}
-		return nil
-	})
-	return func(context.Context) (keys.Manager, error) {
-		m, err := diskkey.New(d.KeysPath)
-		if err != nil {
-			return nil, p.Errorf("%w", err)
-		}
-		return m, nil
-	}, nil
-}
-
-func chooseMemory(p config.Plugin, _ Settings, _ *choice) (openKeys, error) {
-	if err := p.Decode(&noData{}); err != nil {
-		return nil, err
-	}
-	return func(context.Context) (keys.Manager, error) { return memkey.New(), nil }, nil
 }
 
 // control is the parts of one server, put together. Nothing runs yet.
