@@ -2,10 +2,12 @@ package dump_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +65,17 @@ func TestDamaged(t *testing.T) {
 		}
 	}
 	refused("more at its end", append(bytes.Clone(good), 0))
+	at := bytes.IndexByte(good, '\n') + 2 // the length of the header's frame
+	_, n := binary.Uvarint(good[at:])
+	longer := append(bytes.Clone(good[at:at+n]), 0)
+	longer[n-1] |= 0x80
+	for what, length := range map[string][]byte{
+		"a length over 64 bits":           bytes.Repeat([]byte{0xff}, binary.MaxVarintLen64+1),
+		"a length over every frame's":     binary.AppendUvarint(nil, 1<<40),
+		"a length in more than its bytes": longer,
+	} {
+		refused(what, slices.Concat(good[:at], length, good[at+n:]))
+	}
 	newer := bytes.Replace(good, []byte(`"version":1`), []byte(`"version":2`), 1)
 	if _, err := dump.Verify(bytes.NewReader(newer)); !errors.Is(err, dump.ErrFormat) || !strings.Contains(err.Error(), "newer program") {
 		t.Errorf("a newer version: %v", err)
@@ -85,6 +98,7 @@ func FuzzVerify(f *testing.F) {
 	_, good := written(f, "a")
 	f.Add(good)
 	f.Add([]byte("credence store dump\n"))
+	f.Add(slices.Concat([]byte("credence store dump\nh"), bytes.Repeat([]byte{0xff}, 11))) // no length
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := dump.Verify(bytes.NewReader(b)); err != nil && !errors.Is(err, dump.ErrDamaged) && !errors.Is(err, dump.ErrFormat) {
 			t.Errorf("Verify: %v", err)

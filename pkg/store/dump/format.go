@@ -202,12 +202,9 @@ func (d *decoder) frame() (kind byte, payload []byte, err error) {
 	if kind, err = d.r.ReadByte(); err != nil {
 		return 0, nil, cut(err)
 	}
-	size, err := binary.ReadUvarint(d.r)
+	size, err := d.length()
 	if err != nil {
-		return 0, nil, cut(err)
-	}
-	if size > maxFrame {
-		return 0, nil, fmt.Errorf("%w: a frame of %d bytes", ErrDamaged, size)
+		return 0, nil, err
 	}
 	payload = make([]byte, size)
 	if _, err := io.ReadFull(d.r, payload); err != nil {
@@ -216,6 +213,24 @@ func (d *decoder) frame() (kind byte, payload []byte, err error) {
 	d.hash.Write(binary.AppendUvarint([]byte{kind}, size))
 	d.hash.Write(payload)
 	return kind, payload, nil
+}
+
+// length reads a frame's length, which has one form only, the shortest.
+func (d *decoder) length() (uint64, error) {
+	b, err := d.r.Peek(binary.MaxVarintLen64)
+	size, n := binary.Uvarint(b)
+	switch {
+	case n == 0 && err != nil:
+		return 0, cut(err)
+	case n <= 0 || n > 1 && b[n-1] == 0:
+		return 0, fmt.Errorf("%w: a frame's length is no number", ErrDamaged)
+	case size > maxFrame:
+		return 0, fmt.Errorf("%w: a frame of %d bytes", ErrDamaged, size)
+	}
+	if _, err := d.r.Discard(n); err != nil {
+		return 0, cut(err)
+	}
+	return size, nil
 }
 
 func short(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
