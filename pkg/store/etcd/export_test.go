@@ -49,3 +49,30 @@ func Compact(ctx context.Context, s *Store) error {
 func KeepHistory(ctx context.Context, s *Store, history time.Duration) {
 	s.compactForEver(ctx, history)
 }
+
+// FeedFrom follows etcd for a time from a revision of it on, as the feed does,
+// and returns where the next watch would begin.
+func FeedFrom(ctx context.Context, s *Store, rev int64, d time.Duration) (int64, error) {
+	m, err := s.begin(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	f := &feed{store: s, at: rev, count: m.count}
+	limited, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	if err := f.watch(limited); limited.Err() == nil {
+		return 0, err
+	}
+	return f.at, nil
+}
+
+// FeedNotes gives a feed that is at rev notes of progress, and returns where it
+// is after each.
+func FeedNotes(s *Store, rev int64, notes ...int64) (at []int64) {
+	f := &feed{store: s, at: rev}
+	for _, n := range notes {
+		f.progress(n)
+		at = append(at, f.at)
+	}
+	return at
+}

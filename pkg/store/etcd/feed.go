@@ -19,8 +19,10 @@ import (
 // process share.
 type feed struct {
 	store *Store
-	at    int64 // etcd's revision that has been fed
+	at    int64 // etcd's revision up to which all has been fed
 	count int64 // of Updates until then: what etcd calls the version of the head
+
+	told  int64 // by the last note of progress of the watch that runs
 
 	// The Update that is being put together; head is its last event.
 	rev    int64
@@ -41,20 +43,33 @@ var (
 	errSilent = errors.New("the member does not answer")
 )
 
+// maxStuck is how many watches in a row may be silent from the same revision
+// on. A member answers a watch only when it has walked all the history since
+// then, that of others in its etcd too, and one that needs longer than it is
+// given would begin again at the same place for ever. Reading the store anew does
+// not depend on that.
+const maxStuck = 3
+
 // run follows etcd until ctx ends. While etcd is away it tries again; what the
 // ring cannot get any more, its watchers are told of by ErrCompacted.
 func (f *feed) run(ctx context.Context) {
 	s := f.store
 	pause := firstPause
+	stuck := 0 // watches in a row that were silent and got no further
 	for ctx.Err() == nil {
-		begin := time.Now()
+		begin, from := time.Now(), f.at
 		err := f.watch(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		s.metrics.feedBreaks.Inc()
-		if errors.Is(err, errGap) || errors.Is(err, errDisorder) || errors.Is(err, errMissed) {
+		stuck++
+		if f.at > from || !errors.Is(err, errSilent) {
+			stuck = 0
+		}
+		if stuck >= maxStuck || errors.Is(err, errGap) || errors.Is(err, errDisorder) || errors.Is(err, errMissed) {
 			err = errors.Join(err, f.skip(ctx))
+			stuck = 0
 		}
 		if time.Since(begin) > time.Minute {
 			pause = firstPause
@@ -84,7 +99,7 @@ func (f *feed) watch(ctx context.Context) error {
 	defer w.Close() //nolint:errcheck // Why it ended is known.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	f.rev, f.events = 0, nil
+	f.told, f.rev, f.events = 0, 0, nil
 	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at+1), clientv3.WithFragment())
 	beat := time.NewTicker(s.cfg.RequestTimeout / 3)
 	defer beat.Stop()
@@ -134,7 +149,21 @@ func (f *feed) takeAll(resp clientv3.WatchResponse) error {
 			return err
 		}
 	}
+	if resp.IsProgressNotify() {
+		f.progress(resp.Header.Revision)
+	}
 	return nil
+}
+
+// progress takes note that nothing of ours is left until rev, so that the next
+// watch begins there and not at our last Update: others may have written much
+// since, and compacted it. It believes a note when the next one comes, because
+// members of etcd before 3.5.8 can send one ahead of the events it speaks of.
+func (f *feed) progress(rev int64) {
+	if len(f.events) == 0 {
+		f.at = max(f.at, f.told)
+	}
+	f.told = rev
 }
 
 // take adds an event. etcd tells the changes of a transaction in the order in

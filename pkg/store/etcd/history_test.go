@@ -1,10 +1,12 @@
 package etcd_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -165,5 +167,35 @@ func TestWatchOfEtcdLeavesOut(t *testing.T) {
 	}
 	if err := etcd.FeedHeads(t.Context(), s, 0, 1); !errors.Is(err, etcd.ErrMissed) {
 		t.Errorf("with one left out: %v", err)
+	}
+}
+
+// TestWatchBeginsAtItsProgress: what others have written since our last Update
+// is walked once, not again by each watch that is begun, and may be compacted.
+func TestWatchBeginsAtItsProgress(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	cfg.RequestTimeout = 300 * time.Millisecond
+	s := open(t, cfg)
+	put(t, s, "k", "v")
+	cli := etcdtest.NewClient(t, cfg.Endpoints...)
+	defer cli.Close()
+	var begin, end int64
+	for range 20 {
+		resp, err := cli.Put(t.Context(), "/elsewhere", "foreign")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin, end = cmp.Or(begin, resp.Header.Revision), resp.Header.Revision
+	}
+	var at int64
+	for d := time.Second; at < end; d *= 2 {
+		var err error
+		if at, err = etcd.FeedFrom(t.Context(), s, begin, d); err != nil || d > time.Minute {
+			t.Fatalf("in %v, the feed got to %d, %v; others have written until %d", d, at, err, end)
+		}
+	}
+	if got, want := etcd.FeedNotes(s, 5, 7, 9, 3, 3, 20), []int64{5, 7, 9, 9, 9}; !slices.Equal(got, want) {
+		t.Errorf("with notes 7, 9, 3, 3, 20 a feed at 5 got to %v, want each believed one note later: %v", got, want)
 	}
 }

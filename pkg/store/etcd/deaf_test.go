@@ -1,0 +1,144 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/credence-id/credence/pkg/store"
+)
+
+// TestWatchThatIsNeverAnswered: where etcd answers questions but no watch in
+// time, because there is too much history to walk, watchers are told to read
+// anew, and do not wait for ever.
+func TestWatchThatIsNeverAnswered(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	there := open(t, cfg)
+	way := newDeaf(t, cfg.Endpoints[0])
+	cfg.Endpoints, cfg.RequestTimeout = []string{way.endpoint}, 2*time.Second
+	s := open(t, cfg)
+	at := put(t, s, "k", "v")
+	for b, err := range s.Watch(t.Context(), "", at-1) {
+		if errors.Is(err, store.ErrCompacted) {
+			break
+		}
+		if err != nil || b.Revision != at {
+			t.Fatalf("batch %+v, %v: want the Update at %d, then none", b, err, at)
+		}
+		way.deaf.Store(true)
+		put(t, there, "k", "w")
+	}
+	way.deaf.Store(false)
+	head, err := s.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := put(t, there, "k", "x")
+	for b, err := range s.Watch(t.Context(), "", head) {
+		if err != nil || b.Revision != want {
+			t.Errorf("after reading anew at %d: %+v, %v: want the Update at %d", head, b, err, want)
+		}
+		break
+	}
+}
+
+// deaf is a way to a member that begins each watch and, when told so, holds back
+// all that the watch would say.
+type deaf struct {
+	endpoint string
+	deaf     atomic.Bool
+	to       *grpc.ClientConn
+}
+
+func newDeaf(t *testing.T, endpoint string) *deaf {
+	t.Helper()
+	to, err := grpc.NewClient(strings.TrimPrefix(endpoint, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &deaf{endpoint: "http://" + l.Addr().String(), to: to}
+	srv := grpc.NewServer(grpc.UnknownServiceHandler(d.forward), grpc.ForceServerCodecV2(bytesCodec{}))
+	var serving errgroup.Group
+	serving.Go(func() error { return srv.Serve(l) })
+	t.Cleanup(func() {
+		srv.Stop()
+		if err := errors.Join(serving.Wait(), to.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// forward takes one call to the member.
+func (d *deaf) forward(_ any, in grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(in)
+	md, _ := metadata.FromIncomingContext(in.Context())
+	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(in.Context(), md))
+	defer cancel()
+	out, err := d.to.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(bytesCodec{}))
+	if err != nil {
+		return err
+	}
+	var asking errgroup.Group
+	defer asking.Wait() //nolint:errcheck // What the member answers is what counts.
+	asking.Go(func() error {
+		for b := []byte(nil); ; {
+			if err := in.RecvMsg(&b); errors.Is(err, io.EOF) {
+				return out.CloseSend()
+			} else if err != nil {
+				return err
+			}
+			if err := out.SendMsg(&b); err != nil {
+				return err
+			}
+		}
+	})
+	defer cancel()
+	for n := 0; ; n++ {
+		var b []byte
+		if err := out.RecvMsg(&b); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if n > 0 && strings.HasSuffix(method, "/Watch") && d.deaf.Load() {
+			continue
+		}
+		if err := in.SendMsg(&b); err != nil {
+			return err
+		}
+	}
+}
+
+// bytesCodec leaves messages as they are: *[]byte.
+type bytesCodec struct{}
+
+// Name implements encoding.CodecV2.
+func (bytesCodec) Name() string { return "proto" }
+
+// Marshal implements encoding.CodecV2.
+func (bytesCodec) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(*v.(*[]byte))}, nil
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (bytesCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*[]byte) = data.Materialize()
+	return nil
+}
