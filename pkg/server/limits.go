@@ -21,9 +21,11 @@ import (
 	"github.com/credence-id/credence/pkg/ratelimit"
 	"github.com/credence-id/credence/pkg/server/rpcerr"
 	"github.com/credence-id/credence/pkg/telemetry"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 )
 
-// Rates of calls over TCP: a second, and at once. They are SPIRE's.
+// Rates of calls over TCP: a second, and at once. They are SPIRE's, but for the
+// push stream's.
 const (
 	// attestRate is for attestations, by the source's address.
 	attestRate = 1
@@ -35,6 +37,9 @@ const (
 	publishRate = 500
 	// statusRate is for an agent's reports of its version.
 	statusRate = 10
+	// feedRate is for push streams that an agent opens. It keeps one, and opens
+	// another when it comes back, renews or is asked to go.
+	feedRate = 10
 	// longestWait is how long a call waits at most for its turn, even if its
 	// own deadline is later.
 	longestWait = 30 * time.Second
@@ -69,7 +74,7 @@ type limited struct {
 }
 
 // newLimits makes the limits that the section ratelimit leaves on. Those of
-// publishing and of status reports cannot be switched off, as with SPIRE.
+// publishing, of status reports and of push streams cannot be switched off, as with SPIRE.
 func newLimits(cfg RateLimit, reg prometheus.Registerer, log *slog.Logger) (*limits, error) {
 	on := func(key *bool, perSecond int) *ratelimit.Limiter[sender] {
 		if key != nil && !*key {
@@ -92,6 +97,9 @@ func newLimits(cfg RateLimit, reg prometheus.Registerer, log *slog.Logger) (*lim
 			},
 			agentv1.Agent_PostStatus_FullMethodName: {
 				Limiter: ratelimit.New[sender](statusRate), name: "status", doing: "rejecting request due to post status rate limiting",
+			},
+			feedv1.Feed_Watch_FullMethodName: {
+				Limiter: ratelimit.New[sender](feedRate), name: "feed", doing: "rejecting request due to push stream rate limiting",
 			},
 			svidv1.SVID_BatchNewX509SVID_FullMethodName: {
 				Limiter: certificates, name: "x509_signing", doing: "rejecting request due to certificate signing rate limiting",

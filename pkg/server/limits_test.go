@@ -9,6 +9,8 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +29,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/policy"
 	"github.com/credence-id/credence/pkg/ratelimit"
+	feedv1 "github.com/credence-id/credence/proto/feed/v1"
 )
 
 func newTestLimits(t *testing.T, cfg RateLimit) (*limits, *logBuffer) {
@@ -77,6 +80,7 @@ func TestRatesAreSPIREs(t *testing.T) {
 		"Agent/AttestAgent":          "attestation 1 by source",
 		"Agent/RenewAgent":           "x509_signing 500 by caller",
 		"Agent/PostStatus":           "status 10 by caller",
+		"Feed/Watch":                 "feed 10 by caller", // Ours alone.
 		"SVID/BatchNewX509SVID":      "x509_signing 500 by caller",
 		"SVID/NewDownstreamX509CA":   "x509_signing 500 by caller",
 		"SVID/NewJWTSVID":            "jwt_signing 500 by caller",
@@ -90,7 +94,7 @@ func TestRatesAreSPIREs(t *testing.T) {
 	off := new(bool)
 	l, _ = newTestLimits(t, RateLimit{Attestation: off, Signing: off})
 	for _, method := range slices.Sorted(maps.Keys(l.methods)) {
-		always := l.methods[method].name == "publishing" || l.methods[method].name == "status"
+		always := slices.Contains([]string{"publishing", "status", "feed"}, l.methods[method].name)
 		if limited := l.methods[method].PerSecond() > 0; limited != always {
 			t.Errorf("%s with ratelimit off: limited %v", method, limited)
 		}
@@ -236,6 +240,30 @@ func TestRateLimitsOverTLS(t *testing.T) {
 			t.Errorf("a batch of %d: %v, want %v", n, err, want)
 		}
 	}
+}
+
+func TestPushStreamsHaveARate(t *testing.T) {
+	t.Parallel()
+	agent := start(t, testConfig(t)).attest(t)
+	soon(t, "one of twenty push streams at once is refused", func(ctx context.Context) bool {
+		ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		defer cancel()
+		var refused atomic.Bool
+		var streams sync.WaitGroup
+		for range 2 * feedRate {
+			streams.Go(func() {
+				stream, err := feedv1.NewFeedClient(agent.conn).Watch(ctx)
+				if err == nil {
+					_, err = stream.Recv()
+				}
+				if status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "push stream rate limiting") {
+					refused.Store(true)
+				}
+			})
+		}
+		streams.Wait()
+		return refused.Load()
+	})
 }
 
 // What a check costs each call.
