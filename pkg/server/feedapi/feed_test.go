@@ -161,11 +161,16 @@ func ack(rev uint64) *feedv1.WatchRequest {
 // watch opens a stream with what the mirror holds.
 func watch(ctx context.Context, tb testing.TB, conn grpc.ClientConnInterface, m *mirror) feedv1.Feed_WatchClient {
 	tb.Helper()
+	return watchWith(ctx, tb, conn, m.open())
+}
+
+func watchWith(ctx context.Context, tb testing.TB, conn grpc.ClientConnInterface, open *feedv1.Open) feedv1.Feed_WatchClient {
+	tb.Helper()
 	s, err := feedv1.NewFeedClient(conn).Watch(ctx)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	err = s.Send(&feedv1.WatchRequest{Step: &feedv1.WatchRequest_Open{Open: m.open()}})
+	err = s.Send(&feedv1.WatchRequest{Step: &feedv1.WatchRequest_Open{Open: open}})
 	if err != nil && !errors.Is(err, io.EOF) { // A stream that has ended says why to who receives.
 		tb.Fatal(err)
 	}

@@ -39,7 +39,8 @@ type Config struct {
 	// OnDraining is called when what Draining says has changed; may be nil.
 	OnDraining func()
 	// CatchUp bounds the wait for the log when an agent has seen more of it
-	// than this server; default 10 s.
+	// than this server; default 10 s. It is a second at most for an agent that
+	// has another server to go to.
 	CatchUp time.Duration
 	Logger  *slog.Logger
 	// Audit may be nil.
@@ -269,8 +270,39 @@ func (h *Hub) await(ctx context.Context, revision store.Revision) error {
 	}
 }
 
-// defaultCatchUp is the default of Config.CatchUp.
-const defaultCatchUp = 10 * time.Second
+const (
+	// defaultCatchUp is the default of Config.CatchUp.
+	defaultCatchUp = 10 * time.Second
+	// hurry is how long an agent waits for a server that loads or is behind when
+	// there is another one that may take it.
+	hurry = time.Second
+)
+
+var (
+	errBehind  = rpcerr.New(codes.Unavailable, "this server is behind what the agent has seen: go to another one or try again")
+	errLoading = rpcerr.New(codes.Unavailable, "this server has not read its store yet: go to another one or try again")
+)
+
+// mayGo says whether the agent has another server to go to.
+func mayGo(open *feedv1.Open) bool { return open.GetAlternatives() > 0 && !open.GetLastResort() }
+
+// loaded returns when the hub has begun to publish. Who has nowhere else to go
+// waits for it as long as it takes.
+func (h *Hub) loaded(ctx context.Context, open *feedv1.Open) error {
+	if mayGo(open) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, hurry, errLoading)
+		defer cancel()
+	}
+	select {
+	case <-h.ready:
+		return nil
+	case <-h.stopping:
+		return errStopping
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 // catchUp waits until this server has seen as much of the log as the agent, and
 // says whether the agent's cursor is of this log. An agent that claims more
@@ -293,9 +325,11 @@ func (h *Hub) catchUp(ctx context.Context, agent spiffeid.ID, open *feedv1.Open)
 			telemetry.AgentID, agent, telemetry.Cursor, revision, telemetry.Revision, head)
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, h.cfg.CatchUp, errBehind)
+	patience := h.cfg.CatchUp
+	if mayGo(open) {
+		patience = min(patience, hurry)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errBehind)
 	defer cancel()
 	return true, h.await(ctx, revision)
 }
-
-var errBehind = rpcerr.New(codes.Unavailable, "this server is behind what the agent has seen: go to another one or try again")

@@ -12,14 +12,17 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/credence-id/credence/pkg/entitle"
 	"github.com/credence-id/credence/pkg/registry"
 	feedv1 "github.com/credence-id/credence/proto/feed/v1"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/credence-id/credence/pkg/server/apitest"
+	"github.com/credence-id/credence/pkg/server/feedapi"
 )
 
 func assertEnds(t *testing.T, err error, code codes.Code, want types.PermissionDeniedDetails_Reason) {
@@ -169,11 +172,19 @@ func TestServerBehind(t *testing.T) {
 		ahead := m.clone()
 		ahead.revision = uint64(results[0].Entry.ModRevision)
 		ahead.set(results[0].Entry.ID, ahead.revision)
-		begin := time.Now()
-		_, err := watch(t.Context(), t, conn, ahead).Recv()
-		assertEnds(t, err, codes.Unavailable, 0)
-		if took := time.Since(begin); took != 5*time.Second {
-			t.Errorf("the server gave up after %s, want 5s", took)
+		for _, tc := range []struct {
+			alternatives uint32
+			lastResort   bool
+			want         time.Duration
+		}{{0, false, 5 * time.Second}, {2, false, time.Second}, {2, true, 5 * time.Second}} {
+			open := ahead.open()
+			open.Alternatives, open.LastResort = tc.alternatives, tc.lastResort
+			begin := time.Now()
+			_, err := watchWith(t.Context(), t, conn, open).Recv()
+			assertEnds(t, err, codes.Unavailable, 0)
+			if took := time.Since(begin); took != tc.want {
+				t.Errorf("%+v: the server gave up after %s", tc, took)
+			}
 		}
 
 		s := watch(t.Context(), t, conn, ahead)
@@ -184,6 +195,28 @@ func TestServerBehind(t *testing.T) {
 			t.Errorf("once the server has caught up: %v, %v, want Synced", resp, err)
 		}
 	})
+}
+
+// TestServerLoads: an agent waits for a server that has not read its store yet,
+// but not for long if it has another one.
+func TestServerLoads(t *testing.T) {
+	t.Parallel()
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	hub, err := feedapi.New(feedapi.Config{TrustDomain: td, Graph: entitle.New(td), Index: registry.NewIndex(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := (&model{t: t, hub: hub, agent: spiffeid.RequireFromPath(td, "/spire/agent/x/1")}).serve()
+	patient := watchWith(t.Context(), t, conn, &feedv1.Open{})
+	begin := time.Now()
+	_, err = watchWith(t.Context(), t, conn, &feedv1.Open{Alternatives: 2}).Recv()
+	assertEnds(t, err, codes.Unavailable, 0)
+	if took := time.Since(begin); took < time.Second || took > 5*time.Second {
+		t.Errorf("who has another server was sent there after %s, want 1s", took)
+	}
+	hub.Publish(&registry.Commit{StoreID: "loaded", Revision: 1}, entitle.Touched{})
+	m := newMirror()
+	until(t, patient, m, m.isSynced)
 }
 
 // TestForeignCursor: a cursor of another store, or of a history of this one that

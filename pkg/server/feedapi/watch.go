@@ -84,12 +84,8 @@ func (w *watch) serve(ctx context.Context) error {
 		return err
 	}
 	// 2. Can this server tell it what it may have?
-	select {
-	case <-w.hub.ready:
-	case <-w.hub.stopping:
-		return errStopping
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := w.hub.loaded(ctx, open); err != nil {
+		return err
 	}
 	known, err := w.hub.catchUp(ctx, w.agent, open)
 	if err != nil {
