@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -13,17 +12,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
-const (
-	// retryMin and retryMax bound the pauses between attempts to do what failed.
-	retryMin = time.Second
-	retryMax = time.Minute
-	// writeTimeout bounds one attempt.
-	writeTimeout = 30 * time.Second
-)
+// writeTimeout bounds one attempt.
+const writeTimeout = 30 * time.Second
 
 // Writer writes the bundle to one place.
 //
@@ -151,17 +146,17 @@ func (t *target) poke() {
 
 // keep writes at the begin, when it is woken, and again after a failure.
 func (t *target) keep(ctx context.Context) error {
-	again := backoff{}
+	pauses := retry.Pauses()
 	for {
 		var later <-chan time.Time
 		var timer *time.Timer
 		if err := t.write(ctx); err != nil && ctx.Err() == nil {
-			pause := again.next()
+			pause := pauses.NextBackOff()
 			t.log.ErrorContext(ctx, "the trust bundle cannot be published now", telemetry.Err, err, telemetry.Retry, pause)
 			timer = time.NewTimer(pause)
 			later = timer.C
 		} else {
-			again = backoff{}
+			pauses.Reset()
 		}
 		select {
 		case <-ctx.Done():
@@ -205,33 +200,7 @@ func (t *target) write(ctx context.Context) error {
 
 // watch has the bundle written again where somebody else has changed the place.
 func (t *target) watch(ctx context.Context, w Watcher) error {
-	again := backoff{}
-	for {
-		begin := time.Now()
-		err := w.Watch(ctx, t.poke)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if time.Since(begin) > retryMax {
-			again = backoff{}
-		}
-		pause := again.next()
+	return retry.Forever(ctx, func(ctx context.Context) error { return w.Watch(ctx, t.poke) }, func(err error, pause time.Duration) {
 		t.log.WarnContext(ctx, "what the trust bundle is published to cannot be watched now", telemetry.Err, err, telemetry.Retry, pause)
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
-		}
-	}
-}
-
-// backoff is pauses that grow.
-type backoff struct{ pause time.Duration }
-
-// next is the next pause, spread over ± 25 %.
-func (b *backoff) next() time.Duration {
-	b.pause = min(max(2*b.pause, retryMin), retryMax)
-	return b.pause*3/4 + rand.N(b.pause/2) //nolint:gosec // no secret
+	})
 }

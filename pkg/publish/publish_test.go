@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/store"
 )
 
@@ -169,7 +170,7 @@ func TestRetries(t *testing.T) {
 			t.Errorf("the log does not say why:\n%s", log)
 		}
 		at.set(nil, 0)
-		time.Sleep(2 * retryMin)
+		time.Sleep(2 * retry.Least)
 		at.wantWritten(t, 2)
 		if err := p.Check(t.Context()); err != nil {
 			t.Errorf("Check: %v", err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
@@ -28,7 +29,7 @@ func (k *control) follow(ctx context.Context) error {
 	var fatal error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err := retry(ctx, func(ctx context.Context) error {
+	err := retry.Forever(ctx, func(ctx context.Context) error {
 		err := k.registry.Follow(ctx, k.apply)
 		if err != nil && (!k.state.loaded.Load() || errors.Is(err, errReplaced)) {
 			fatal = err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
@@ -98,7 +99,7 @@ func (p *presence) Run(ctx context.Context, proof func(context.Context) error) e
 }
 
 func (p *presence) retake(ctx context.Context, proof func(context.Context) error) error {
-	pause := retryMin
+	pauses := retry.Pauses()
 	for {
 		err := p.try(ctx, p.patience)
 		switch {
@@ -110,8 +111,7 @@ func (p *presence) retake(ctx context.Context, proof func(context.Context) error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(jitter(pause)):
-			pause = min(2*pause, retryMax)
+		case <-time.After(pauses.NextBackOff()):
 		}
 	}
 }

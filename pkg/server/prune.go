@@ -7,12 +7,13 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 // prune removes entries and join tokens that have expired, on time.
 func (k *control) prune(ctx context.Context) error {
-	return retry(ctx, k.registry.Run, func(err error, pause time.Duration) {
+	return retry.Forever(ctx, k.registry.Run, func(err error, pause time.Duration) {
 		k.log.ErrorContext(ctx, "what has expired cannot be removed now", telemetry.Err, err, telemetry.Retry, pause)
 	})
 }
@@ -34,8 +35,8 @@ func (k *control) pruneAgents(ctx context.Context) error {
 	for {
 		next, err := k.pruneGone(ctx, time.Now().Add(-after))
 		if err != nil {
-			k.log.ErrorContext(ctx, "agents that are gone cannot be removed now", telemetry.Err, err, telemetry.Retry, retryMax)
-			next = time.Now().Add(retryMax - after)
+			k.log.ErrorContext(ctx, "agents that are gone cannot be removed now", telemetry.Err, err, telemetry.Retry, retry.Most)
+			next = time.Now().Add(retry.Most - after)
 		}
 		timer := time.NewTimer(max(least, time.Until(next.Add(after))))
 		select {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/ca"
 	"github.com/credence-id/credence/pkg/registry"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/svid"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/tlspolicy"
@@ -81,7 +82,7 @@ func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
 
 // Run renews the SVID at half of its life, and when asked to, until ctx ends.
 func (o *ownSVID) Run(ctx context.Context) error {
-	pause := retryMin
+	pauses := retry.Pauses()
 	wait := o.untilRenewal(time.Now())
 	for {
 		timer := time.NewTimer(wait)
@@ -94,12 +95,12 @@ func (o *ownSVID) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		if err := o.renew(ctx, time.Now()); err != nil {
-			wait = jitter(pause)
-			pause = min(2*pause, retryMax)
+			wait = pauses.NextBackOff()
 			o.log.ErrorContext(ctx, "server's own X509-SVID could not be renewed", telemetry.Err, err, telemetry.Retry, wait)
 			continue
 		}
-		pause, wait = retryMin, o.untilRenewal(time.Now())
+		pauses.Reset()
+		wait = o.untilRenewal(time.Now())
 	}
 }
 

@@ -33,7 +33,7 @@ var layers = []layer{
 	}},
 	{"leaves", []string{
 		"pkg/audit", "pkg/telemetry", "pkg/config", "pkg/cli", "pkg/atomicfile", "pkg/unixsock", "pkg/preflight", "pkg/config/configtest",
-		"pkg/ratelimit", "pkg/connlimit", "pkg/tlspolicy", "pkg/importer", "pkg/manifest",
+		"pkg/ratelimit", "pkg/connlimit", "pkg/tlspolicy", "pkg/importer", "pkg/manifest", "pkg/retry",
 	}},
 }
 
