@@ -26,9 +26,9 @@ const (
 	// strangersWait bounds the wait of one of them, in its handshake.
 	strangersWait = 2 * time.Second
 	// proofEvery is how often a server proves that its view of a store that
-	// others keep is current, as it does for the liveness of a connection; more
+	// others keep is current, as agents do for the liveness of a connection; more
 	// often if max_staleness is short.
-	proofEvery = keepaliveEvery
+	proofEvery = 10 * time.Second
 	// proofAgain is the pause after a proof that failed.
 	proofAgain = time.Second
 )

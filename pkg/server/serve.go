@@ -35,8 +35,10 @@ const (
 	// handshakeTimeout bounds the time to a served connection.
 	handshakeTimeout = 10 * time.Second
 	// keepaliveEvery is when a silent client is asked whether it is there,
-	// and keepaliveAnswer how long it has to answer. Clients do the same.
-	keepaliveEvery  = 10 * time.Second
+	// and keepaliveAnswer how long it has to answer. It is longer than the 10 s
+	// after which our agents ask: while one does, it is not asked as well, which
+	// would wake this process twice for each of them.
+	keepaliveEvery  = 30 * time.Second
 	keepaliveAnswer = 5 * time.Second
 	// keepaliveLeast is how often clients may ask.
 	keepaliveLeast = 5 * time.Second

@@ -22,7 +22,7 @@ type feed struct {
 	at    int64 // etcd's revision up to which all has been fed
 	count int64 // of Updates until then: what etcd calls the version of the head
 
-	told  int64 // by the last note of progress of the watch that runs
+	told int64 // by the last note of progress of the watch that runs
 
 	// The Update that is being put together; head is its last event.
 	rev    int64
