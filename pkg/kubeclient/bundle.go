@@ -163,7 +163,7 @@ func has(object map[string]any, pem []byte, field ...string) bool {
 // WatchCA tells of every object of a kind with the label that is made or
 // changed, until ctx ends or the watch breaks. changed returns at once.
 func (c *Client) WatchCA(ctx context.Context, kind CAKind, label string, changed func()) error {
-	return c.follow(ctx, caResources[kind], label, follower{
+	return c.follow(ctx, caResources[kind], "", label, follower{
 		listed:  func([]metaapi.PartialObjectMetadata) { changed() },
 		changed: func(*metaapi.PartialObjectMetadata) { changed() },
 	})

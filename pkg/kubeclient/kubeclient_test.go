@@ -181,6 +181,7 @@ func TestRightsAreNamed(t *testing.T) {
 			"nodes":           func(ctx context.Context) error { _, err := api.Node(ctx, "x"); return err },
 			"serviceaccounts": func(ctx context.Context) error { _, err := api.ServiceAccount(ctx, "spire", "x"); return err },
 			"list":            func(ctx context.Context) error { return api.WatchNodes(ctx, nil, nil) },
+			"listing pods":    func(ctx context.Context) error { return api.WatchPods(ctx, "spire", nil, nil) },
 		}
 		for what, call := range calls {
 			if err := call(t.Context()); !errors.Is(err, k8spsat.ErrForbidden) || !strings.Contains(err.Error(), what) {
@@ -205,7 +206,7 @@ func TestNotFound(t *testing.T) {
 	})
 }
 
-// seen is what a watch of nodes tells.
+// seen is what a watch tells.
 type seen struct {
 	there map[string]bool
 	gone  string
@@ -214,16 +215,20 @@ type seen struct {
 // watchNodes watches until the test ends.
 func watchNodes(t *testing.T, kubeconfig string) <-chan seen {
 	t.Helper()
+	return watchWith(t, kubeclient.New(kubeconfig).WatchNodes)
+}
+
+func watchWith(t *testing.T, watch func(context.Context, func(map[string]bool), func(string)) error) <-chan seen {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	out, done := make(chan seen, 16), make(chan error, 1)
 	go func() {
-		done <- kubeclient.New(kubeconfig).WatchNodes(ctx,
-			func(there map[string]bool) { out <- seen{there: there} }, func(uid string) { out <- seen{gone: uid} })
+		done <- watch(ctx, func(there map[string]bool) { out <- seen{there: there} }, func(uid string) { out <- seen{gone: uid} })
 	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("WatchNodes: %v", err)
+			t.Errorf("watching: %v", err)
 		}
 	})
 	return out
@@ -257,6 +262,27 @@ func TestS14_NodesAreWatched(t *testing.T) {
 			if got := next(t, watch); got.gone != want {
 				t.Errorf("gone %v, want %s", got, want)
 			}
+		}
+	})
+}
+
+// TestS14_PodsAreWatched: the same for the pods of a namespace.
+func TestS14_PodsAreWatched(t *testing.T) {
+	t.Parallel()
+	kubetest.Run(t, func(t *testing.T, c *kubetest.Cluster) {
+		c.AddNode(t, "n1", nil)
+		c.AddAccount(t, "agent")
+		pod := c.AddPod(t, "agent-1", "n1", "agent", nil)
+		api := kubeclient.New(c.Limited(t, "list pods", "watch pods"))
+		watch := watchWith(t, func(ctx context.Context, there func(map[string]bool), gone func(string)) error {
+			return api.WatchPods(ctx, kubetest.Namespace, there, gone)
+		})
+		if got := next(t, watch); len(got.there) != 1 || !got.there[pod] {
+			t.Errorf("pods %v, want %s", got.there, pod)
+		}
+		c.Delete(t, "pods", kubetest.Namespace, "agent-1")
+		if got := next(t, watch); got.gone != pod {
+			t.Errorf("gone %v, want %s", got, pod)
 		}
 	})
 }

@@ -176,7 +176,16 @@ func (c *Client) KeySet(ctx context.Context) ([]byte, error) {
 
 // WatchNodes is k8spsat.Cluster.
 func (c *Client) WatchNodes(ctx context.Context, there func(uids map[string]bool), gone func(uid string)) error {
-	return known(c.follow(ctx, nodes, "", follower{
+	return c.watchUIDs(ctx, nodes, "", there, gone)
+}
+
+// WatchPods is k8spsat.Cluster.
+func (c *Client) WatchPods(ctx context.Context, namespace string, there func(uids map[string]bool), gone func(uid string)) error {
+	return c.watchUIDs(ctx, pods, namespace, there, gone)
+}
+
+func (c *Client) watchUIDs(ctx context.Context, resource schema.GroupVersionResource, namespace string, there func(uids map[string]bool), gone func(uid string)) error {
+	return known(c.follow(ctx, resource, namespace, "", follower{
 		listed: func(objects []metaapi.PartialObjectMetadata) {
 			uids := make(map[string]bool, len(objects))
 			for i := range objects {

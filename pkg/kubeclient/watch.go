@@ -25,16 +25,16 @@ type follower struct {
 	deleted func(*metaapi.PartialObjectMetadata)
 }
 
-// follow lists the objects of a resource that have a label, and watches them
-// from there, until ctx ends or it fails. Of the objects only the metadata is
+// follow lists the objects of a resource, in one namespace or all of them if it
+// is empty, that have a label, and watches them from there, until ctx ends or it fails. Of the objects only the metadata is
 // read. A watch that the API server ends is taken up where it was.
-func (c *Client) follow(ctx context.Context, resource schema.GroupVersionResource, label string, f follower) error {
+func (c *Client) follow(ctx context.Context, resource schema.GroupVersionResource, namespace, label string, f follower) error {
 	p, err := c.open()
 	if err != nil {
 		return err
 	}
 	ctx = quiet(ctx)
-	of := labelled{ResourceInterface: p.meta.Resource(resource), label: label}
+	of := labelled{ResourceInterface: p.meta.Resource(resource).Namespace(namespace), label: label}
 	for {
 		objects, version, err := of.all(ctx)
 		if err != nil {

@@ -74,8 +74,53 @@ func TestS14_NodeDeleted(t *testing.T) {
 		if _, err := admin.GetAgent(t.Context(), &agentv1.GetAgentRequest{Id: wireID(agents["stays"].id.Path())}); err != nil {
 			t.Errorf("the agent of the other node: %v", err)
 		}
-		if text := r.log.String(); !strings.Contains(text, "removed an agent whose node is gone") {
+		if text := r.log.String(); !strings.Contains(text, "removed an agent whose node or pod is gone") {
 			t.Error("the log does not say that an agent was removed")
+		}
+	})
+}
+
+// TestS14_PodDeleted: the same for a pod and the agent that is named for it, which
+// does not come back; that of the next pod of its node stays.
+func TestS14_PodDeleted(t *testing.T) {
+	t.Parallel()
+	kubetest.Run(t, func(t *testing.T, c *kubetest.Cluster) {
+		c.AddAccount(t, "agent")
+		rights := []string{
+			"create tokenreviews.authentication.k8s.io", "get pods", "list pods", "watch pods", "get nodes", "list nodes", "watch nodes",
+		}
+		section := strings.Replace(psatSection(c.Limited(t, rights...)), "service_account", "use_pod_uid_for_agent_id = true\nservice_account", 1)
+		r := start(t, withPlugins(t, section))
+		goes := agentPod(t, c, "goes")
+		old, err := r.attestBy(t, "k8s_psat", goes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := c.Token(t, "agent", "agent-next", c.AddPod(t, "agent-next", "node-goes", "agent", nil), "spire-server")
+		payload, err := json.Marshal(map[string]string{"cluster": "c", "token": next})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stays, err := r.attestBy(t, "k8s_psat", payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		feed := watch(t, old.conn)
+		feed.synced(t)
+		c.Delete(t, "pods", kubetest.Namespace, "agent-goes")
+		select {
+		case <-feed.err:
+		case <-time.After(patience):
+			t.Fatal("the agent's stream goes on")
+		}
+		if _, err := r.attestBy(t, "k8s_psat", goes); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("it attests again: %v", err)
+		}
+		admin := agentv1.NewAgentClient(r.admin(t))
+		for a, want := range map[*testAgent]codes.Code{old: codes.NotFound, stays: codes.OK} {
+			if _, err := admin.GetAgent(t.Context(), &agentv1.GetAgentRequest{Id: wireID(a.id.Path())}); status.Code(err) != want {
+				t.Errorf("agent %s: %v, want %v", a.id, err, want)
+			}
 		}
 	})
 }

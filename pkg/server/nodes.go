@@ -15,7 +15,7 @@ import (
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
-// watchNodes removes agents whose nodes are gone, as far as their node attestors
+// watchNodes removes agents whose nodes, or pods, are gone, as far as their node attestors
 // can see that. Every server does; of those that see the same the first removes
 // the agent, and the log tells the others.
 func (k *control) watchNodes(ctx context.Context) error {
@@ -72,6 +72,6 @@ func (a agentsOf) Remove(ctx context.Context, id spiffeid.ID, reason string) err
 	if err != nil {
 		return err
 	}
-	a.log.InfoContext(ctx, "removed an agent whose node is gone", telemetry.AgentID, id.String(), telemetry.Reason, reason)
+	a.log.InfoContext(ctx, "removed an agent whose node or pod is gone", telemetry.AgentID, id.String(), telemetry.Reason, reason)
 	return nil
 }

@@ -36,6 +36,8 @@ type Cluster interface {
 	// tells all anew. Both functions are called by one goroutine and return at
 	// once. It returns ErrForbidden.
 	WatchNodes(ctx context.Context, there func(uids map[string]bool), gone func(uid string)) error
+	// WatchPods is the same for the pods of a namespace.
+	WatchPods(ctx context.Context, namespace string, there func(uids map[string]bool), gone func(uid string)) error
 }
 
 // Review is the status of a TokenReview.

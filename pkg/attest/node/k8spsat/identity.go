@@ -10,11 +10,14 @@ import (
 	"github.com/credence-id/credence/pkg/attest/node"
 )
 
-// Selectors that the watch of nodes finds agents by.
+// Selectors that the watches find agents by.
 const (
-	selCluster  = "cluster"
-	selNodeName = "agent_node_name"
-	selNodeUID  = "agent_node_uid"
+	selCluster   = "cluster"
+	selNamespace = "agent_ns"
+	selPodName   = "agent_pod_name"
+	selPodUID    = "agent_pod_uid"
+	selNodeName  = "agent_node_name"
+	selNodeUID   = "agent_node_uid"
 )
 
 func selector(kind, value string) attest.Selector {
@@ -25,10 +28,10 @@ func selector(kind, value string) attest.Selector {
 func (c *cluster) identify(td spiffeid.TrustDomain, h holder, pod Pod, machine Node) (node.Result, error) {
 	selectors := []attest.Selector{
 		selector(selCluster, c.name),
-		selector("agent_ns", h.namespace),
+		selector(selNamespace, h.namespace),
 		selector("agent_sa", h.account.Name),
-		selector("agent_pod_name", h.pod.Name),
-		selector("agent_pod_uid", pod.UID),
+		selector(selPodName, h.pod.Name),
+		selector(selPodUID, pod.UID),
 		selector(selNodeName, pod.NodeName),
 		selector(selNodeUID, machine.UID),
 	}

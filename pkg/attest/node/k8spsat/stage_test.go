@@ -42,8 +42,10 @@ type stage struct {
 	fetches  int
 
 	calls atomic.Int64
-	// watches hands over what a watch is told; each is one watch.
-	watches chan chan func(there func(map[string]bool), gone func(string)) error
+	// watches hands over what a watch of nodes is told; each is one watch.
+	// podWatches does so for pods, by namespace; guarded by mu.
+	watches    chan steps
+	podWatches map[string]chan steps
 }
 
 var _ Cluster = (*stage)(nil)
@@ -61,7 +63,7 @@ func newStage(t testing.TB) *stage {
 		accounts: map[string]string{"spire/agent": "account-uid-1"},
 		keySet:   keySetOf(t, map[string]any{"k1": key.Public()}),
 		failing:  make(map[string]error),
-		watches:  make(chan chan func(func(map[string]bool), func(string)) error),
+		watches:  make(chan steps),
 	}
 }
 
@@ -259,21 +261,35 @@ func (s *stage) KeySet(context.Context) ([]byte, error) {
 }
 
 func (s *stage) WatchNodes(ctx context.Context, there func(map[string]bool), gone func(string)) error {
+	return s.follow(ctx, s.watches, there, gone)
+}
+
+func (s *stage) WatchPods(ctx context.Context, namespace string, there func(map[string]bool), gone func(string)) error {
+	s.mu.Lock()
+	watches := s.podWatches[namespace]
+	s.mu.Unlock()
+	if watches == nil {
+		return fmt.Errorf("pods of %s are not to be watched", namespace)
+	}
+	return s.follow(ctx, watches, there, gone)
+}
+
+func (s *stage) follow(ctx context.Context, watches chan steps, there func(map[string]bool), gone func(string)) error {
 	s.mu.Lock()
 	err := s.failing["watch"]
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	steps := make(chan func(func(map[string]bool), func(string)) error)
+	told := make(steps)
 	select {
-	case s.watches <- steps:
+	case watches <- told:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	for {
 		select {
-		case step := <-steps:
+		case step := <-told:
 			if err := step(there, gone); err != nil {
 				return err
 			}

@@ -4,55 +4,102 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/retry"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 const (
-	// lookAgain is when agents of a node that is gone are looked for once more:
-	// an attestation that had seen the node has ended by then.
+	// lookAgain is when agents of what is gone are looked for once more: an
+	// attestation that had seen it has ended by then.
 	lookAgain = time.Minute
 	// lookLater is when a look that failed is made again.
 	lookLater = 30 * time.Second
-	// watchMin and watchMax bound the pauses before a watch that broke is begun
-	// again.
-	watchMin = time.Second
-	watchMax = time.Minute
-	// forbiddenMax bounds them where the server may not watch. An API server
-	// that has just started says so too, before it has read who may what.
-	forbiddenMax = 10 * time.Minute
 )
 
 // Watch is node.Watcher. Agents whose node is deleted, or was while nobody
-// watched, are removed; each node is asked for by name before. Where the server
-// may not watch nodes it says so once, and tries again now and then.
+// watched, are removed, and those that are named for their pods when the pod is;
+// each is asked for by name before. Where the server may not watch nodes or pods
+// it says so once, and tries again each minute: an API server that has just
+// started refuses too, before it has read who may what.
 func (v *Verifier) Watch(ctx context.Context, agents node.Agents) error {
 	var watching sync.WaitGroup
 	for _, c := range v.clusters {
-		watching.Go(func() { newSweep(c, agents).run(ctx) })
+		for _, h := range c.homes() {
+			watching.Go(func() { newSweep(c, h, agents).run(ctx) })
+		}
 	}
 	watching.Wait()
 	return ctx.Err()
 }
 
-// sweep removes the agents of a cluster whose nodes are gone.
+// home is what agents go with: their nodes, or their pods in one namespace.
+type home struct {
+	noun string
+	key  string // its UID's in the log
+	// of are the selectors of the agents that have such a home, and uid is the
+	// kind of the one that says which.
+	of  attest.Selectors
+	uid string
+	// watch is one of Cluster's, and find asks for the home that an agent with
+	// these selectors has by name. It returns ErrNotFound.
+	watch func(ctx context.Context, there func(uids map[string]bool), gone func(uid string)) error
+	find  func(ctx context.Context, selectors attest.Selectors) (uid string, err error)
+}
+
+// homes are those that a cluster's agents have.
+func (c *cluster) homes() []home {
+	out := []home{{
+		noun: "node", key: telemetry.Node, of: attest.NewSelectors(selector(selCluster, c.name)), uid: selNodeUID, watch: c.api.WatchNodes,
+		find: func(ctx context.Context, selectors attest.Selectors) (string, error) {
+			machine, err := c.api.Node(ctx, valueOf(selectors, selNodeName))
+			return machine.UID, err
+		},
+	}}
+	if !c.byPod {
+		return out
+	}
+	namespaces := make(map[string]bool)
+	for _, account := range c.accounts {
+		namespace, _, _ := strings.Cut(account, ":")
+		if namespaces[namespace] {
+			continue
+		}
+		namespaces[namespace] = true
+		out = append(out, home{
+			noun: "pod", key: telemetry.PodUID, of: attest.NewSelectors(selector(selCluster, c.name), selector(selNamespace, namespace)), uid: selPodUID,
+			watch: func(ctx context.Context, there func(map[string]bool), gone func(string)) error {
+				return c.api.WatchPods(ctx, namespace, there, gone)
+			},
+			find: func(ctx context.Context, selectors attest.Selectors) (string, error) {
+				pod, err := c.api.Pod(ctx, namespace, valueOf(selectors, selPodName))
+				return pod.UID, err
+			},
+		})
+	}
+	return out
+}
+
+// sweep removes the agents of a cluster whose homes are gone.
 type sweep struct {
 	*cluster
+	home
 
 	agents node.Agents
 	wake   chan struct{} // has room for one
 
 	mu sync.Mutex
-	// there are the nodes as they were listed, until they are compared with the
+	// there are the homes as they were listed, until they are compared with the
 	// agents; guarded by mu.
 	there *map[string]bool
-	// due has, by node UID, when agents of that node are to be looked for;
-	// guarded by mu. It has no more than the nodes that have gone in the last
+	// due has, by the UID of a home, when its agents are to be looked for;
+	// guarded by mu. It has no more than the homes that have gone in the last
 	// minutes.
 	due map[string]look
 }
@@ -63,11 +110,11 @@ type look struct {
 	last bool // none comes after it
 }
 
-func newSweep(c *cluster, agents node.Agents) *sweep {
-	return &sweep{cluster: c, agents: agents, wake: make(chan struct{}, 1), due: make(map[string]look)}
+func newSweep(c *cluster, h home, agents node.Agents) *sweep {
+	return &sweep{cluster: c, home: h, agents: agents, wake: make(chan struct{}, 1), due: make(map[string]look)}
 }
 
-// run follows the nodes until ctx ends.
+// run follows the homes until ctx ends.
 func (s *sweep) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -75,37 +122,22 @@ func (s *sweep) run(ctx context.Context) {
 	defer sweeping.Wait()
 	sweeping.Go(func() { s.sweep(ctx) })
 	defer cancel()
-	pause, said := watchMin, false
-	for {
+	said := false // that it is forbidden
+	_ = retry.Forever(ctx, func(ctx context.Context) error {
 		begin := time.Now()
-		err := s.api.WatchNodes(ctx, s.listed, s.gone)
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(begin) > watchMax {
-			pause, said = watchMin, false
-		}
-		wait := pause*3/4 + rand.N(pause/2) //nolint:gosec // no secret
-		longest, forbidden := watchMax, errors.Is(err, ErrForbidden)
-		if forbidden {
-			longest = forbiddenMax
-		}
-		pause = min(2*pause, longest)
+		err := s.watch(ctx, s.listed, s.gone)
+		said = said && time.Since(begin) <= retry.Most
+		return err
+	}, func(err error, pause time.Duration) {
+		forbidden := errors.Is(err, ErrForbidden)
 		switch {
 		case !forbidden:
-			s.log.WarnContext(ctx, "the cluster's nodes cannot be watched now", telemetry.Err, err, telemetry.Retry, wait)
+			s.log.WarnContext(ctx, "the cluster's "+s.noun+"s cannot be watched now", telemetry.Err, err, telemetry.Retry, pause)
 		case !said:
-			s.log.WarnContext(ctx, "agents of nodes that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch nodes; grant that", telemetry.Err, err)
+			s.log.WarnContext(ctx, "agents of "+s.noun+"s that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch "+s.noun+"s; grant that", telemetry.Err, err)
 		}
 		said = forbidden
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-	}
+	})
 }
 
 // listed and gone are told by the watch.
@@ -150,8 +182,8 @@ func (s *sweep) sweep(ctx context.Context) {
 	}
 }
 
-// compare finds agents of nodes that are not on the list. One without any node
-// that an agent is on may be of another cluster, by a mistake in kube_config_file:
+// compare finds agents of homes that are not on the list. One without any home
+// that an agent has may be of another cluster, by a mistake in kube_config_file:
 // then nothing is removed.
 func (s *sweep) compare(ctx context.Context) {
 	s.mu.Lock()
@@ -160,7 +192,7 @@ func (s *sweep) compare(ctx context.Context) {
 	if there == nil {
 		return
 	}
-	known, err := s.agents.With(ctx, attest.NewSelectors(selector(selCluster, s.name)))
+	known, err := s.agents.With(ctx, s.of)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -173,14 +205,14 @@ func (s *sweep) compare(ctx context.Context) {
 	}
 	missing, same := make(map[string]bool), false
 	for _, a := range known {
-		uid := valueOf(a.Selectors, selNodeUID)
+		uid := valueOf(a.Selectors, s.uid)
 		if uid != "" && !(*there)[uid] {
 			missing[uid] = true
 		}
 		same = same || (*there)[uid]
 	}
 	if len(missing) > 0 && !same {
-		s.log.WarnContext(ctx, "the cluster has no node that an agent is on: none is removed before its SVID ends; is it the cluster that these agents are from?", telemetry.Count, len(missing))
+		s.log.WarnContext(ctx, "the cluster has no "+s.noun+" that an agent is on: none is removed before its SVID ends; is it the cluster that these agents are from?", telemetry.Count, len(missing))
 		return
 	}
 	for uid := range missing {
@@ -195,7 +227,7 @@ func (s *sweep) lookAll(ctx context.Context) (next time.Time) {
 	for uid, l := range s.dueBy(now) {
 		after := look{at: now.Add(lookAgain), last: true}
 		if err := s.look(ctx, uid); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "agents of a node that is gone cannot be removed now", telemetry.Node, uid, telemetry.Err, err, telemetry.Retry, lookLater)
+			s.log.WarnContext(ctx, "agents of a "+s.noun+" that is gone cannot be removed now", s.key, uid, telemetry.Err, err, telemetry.Retry, lookLater)
 			after = look{at: now.Add(lookLater), last: l.last}
 		} else if l.last {
 			continue
@@ -230,38 +262,38 @@ func (s *sweep) dueBy(now time.Time) map[string]look {
 	return out
 }
 
-// look removes the agents of one node, if it is gone.
+// look removes the agents of one home, if it is gone.
 func (s *sweep) look(ctx context.Context, uid string) error {
 	if uid == "" {
 		return nil // see compare
 	}
-	known, err := s.agents.With(ctx, attest.NewSelectors(selector(selCluster, s.name), selector(selNodeUID, uid)))
+	known, err := s.agents.With(ctx, attest.NewSelectors(append(slices.Clone(s.of), selector(s.uid, uid))...))
 	if err != nil {
 		return fmt.Errorf("listing the agents: %w", err)
 	}
 	var problems []error
 	for _, a := range known {
-		there, err := s.nodeIsThere(ctx, valueOf(a.Selectors, selNodeName), uid)
+		there, err := s.isThere(ctx, a.Selectors, uid)
 		if err == nil && !there {
-			err = s.agents.Remove(ctx, a.ID, "its node "+uid+" is gone from cluster "+s.name)
+			err = s.agents.Remove(ctx, a.ID, "its "+s.noun+" "+uid+" is gone from cluster "+s.name)
 		}
 		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
 }
 
-// nodeIsThere asks the API server whether it has the node.
-func (s *sweep) nodeIsThere(ctx context.Context, name, uid string) (bool, error) {
+// isThere asks the API server whether it has the home of an agent.
+func (s *sweep) isThere(ctx context.Context, selectors attest.Selectors, uid string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	machine, err := s.api.Node(ctx, name)
+	found, err := s.find(ctx, selectors)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("asking cluster %q for a node: %w", s.name, err)
+		return false, fmt.Errorf("asking cluster %q for a %s: %w", s.name, s.noun, err)
 	}
-	return machine.UID == uid, nil
+	return found == uid, nil
 }
 
 // valueOf is what follows kind and a colon in one of the selectors; empty if

@@ -18,6 +18,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/attest"
 	"github.com/credence-id/credence/pkg/attest/node"
+	"github.com/credence-id/credence/pkg/retry"
 )
 
 // memory are agents that a server remembers.
@@ -74,12 +75,30 @@ func (m *memory) fail(err error) {
 	m.failing = err
 }
 
-// watched runs a test while nodes are watched. tell does something in the watch.
+// addPod adds an agent that is named for its pod, on the node n1.
+func (m *memory) addPod(name, namespace, podName, podUID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = append(m.known, node.Known{
+		ID: spiffeid.RequireFromSegments(td, "spire", "agent", Name, "production", "pod", name),
+		Selectors: selectorsOf("cluster:production", "agent_ns:"+namespace, "agent_pod_name:"+podName, "agent_pod_uid:"+podUID,
+			"agent_node_name:n1", "agent_node_uid:node-uid-1"),
+	})
+}
+
+// watched runs a test while nodes are watched.
 func watched(t *testing.T, test func(t *testing.T, s *stage, m *memory, log *strings.Builder)) {
+	t.Helper()
+	watchedAs(t, nil, test)
+}
+
+// watchedAs is watched with another configuration of the cluster.
+func watchedAs(t *testing.T, change func(*ClusterConfig), test func(t *testing.T, s *stage, m *memory, log *strings.Builder)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s, m, log := newStage(t), &memory{}, &strings.Builder{}
-		v, err := NewVerifier(config(byReview, nil), func(ClusterConfig) Cluster { return s }, slog.New(slog.NewTextHandler(log, nil)))
+		s.podWatches = map[string]chan steps{"spire": make(chan steps), "other": make(chan steps)}
+		v, err := NewVerifier(config(byReview, change), func(ClusterConfig) Cluster { return s }, slog.New(slog.NewTextHandler(log, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,6 +119,8 @@ func watched(t *testing.T, test func(t *testing.T, s *stage, m *memory, log *str
 type steps chan func(func(map[string]bool), func(string)) error
 
 func (s *stage) watch() steps { return <-s.watches }
+
+func (s *stage) watchPods(namespace string) steps { return <-s.podWatches[namespace] }
 
 // list tells which nodes there are.
 func (w steps) list(uids ...string) {
@@ -123,10 +144,17 @@ func (w steps) end(err error) {
 
 func wantRemoved(t *testing.T, m *memory, want ...string) {
 	t.Helper()
+	wantGone(t, m, "node", want...)
+}
+
+// wantGone wants agents to have been removed since the last call, for homes that
+// are gone: "agent of UID" each.
+func wantGone(t *testing.T, m *memory, noun string, want ...string) {
+	t.Helper()
 	for i, uid := range want {
 		_, uid, _ = strings.Cut(uid, " of ")
 		name, _, _ := strings.Cut(want[i], " of ")
-		want[i] = fmt.Sprintf("%s: its node %s is gone from cluster production", name, uid)
+		want[i] = fmt.Sprintf("%s: its %s %s is gone from cluster production", name, noun, uid)
 	}
 	if diff := cmp.Diff(want, m.take()); diff != "" {
 		t.Errorf("removed (-want +got):\n%s", diff)
@@ -150,6 +178,49 @@ func TestS14_NodeGoneAgentGone(t *testing.T) {
 		s.change(func() { delete(s.nodes, "n1") })
 		w.gone("node-uid-1")
 		wantRemoved(t, m, "a1 of node-uid-1")
+	})
+}
+
+// TestS14_PodGoneAgentGone: an agent that is named for its pod goes with it, also
+// when the pod went while nobody watched, and with its node as any other.
+func TestS14_PodGoneAgentGone(t *testing.T) {
+	t.Parallel()
+	byPod := func(c *ClusterConfig) {
+		c.UsePodUIDForAgentID = true
+		c.ServiceAccountAllowList = []string{"spire:agent", "spire:second", "other:agent"}
+	}
+	watchedAs(t, byPod, func(t *testing.T, s *stage, m *memory, _ *strings.Builder) {
+		m.addPod("p0", "spire", "agent-0", "pod-uid-0") // went before
+		m.addPod("p1", "spire", "agent-1", "pod-uid-1")
+		m.addPod("p2", "spire", "agent-1", "pod-uid-2") // its name is another's now
+		m.addPod("p3", "other", "agent-1", "pod-uid-3")
+		nodes, pods, others := s.watch(), s.watchPods("spire"), s.watchPods("other")
+		nodes.list("node-uid-1")
+		wantRemoved(t, m)
+		pods.list("pod-uid-1", "pod-uid-of-a-stranger")
+		wantGone(t, m, "pod", "p0 of pod-uid-0", "p2 of pod-uid-2")
+		s.change(func() { s.pods["other/agent-1"] = Pod{UID: "pod-uid-3"} })
+		others.list("pod-uid-3")
+		wantRemoved(t, m)
+		pods.gone("pod-uid-1") // which is still there, by name
+		wantRemoved(t, m)
+		s.change(func() { delete(s.pods, "spire/agent-1") })
+		pods.gone("pod-uid-1")
+		wantGone(t, m, "pod", "p1 of pod-uid-1")
+		s.change(func() { delete(s.nodes, "n1") })
+		nodes.gone("node-uid-1")
+		wantRemoved(t, m, "p3 of node-uid-1")
+	})
+	// Where agents are named for their nodes, they outlive their pods.
+	watched(t, func(t *testing.T, s *stage, m *memory, _ *strings.Builder) {
+		s.watch().list("node-uid-1")
+		m.addPod("p0", "spire", "agent-0", "pod-uid-0")
+		select {
+		case <-s.podWatches["spire"]:
+			t.Error("pods are watched")
+		case <-time.After(time.Hour):
+		}
+		wantRemoved(t, m)
 	})
 }
 
@@ -228,7 +299,7 @@ func TestWatchBreaks(t *testing.T) {
 		w.end(io.ErrUnexpectedEOF)
 		begin := time.Now()
 		w = s.watch()
-		if d := time.Since(begin); d < watchMin*3/4 || d > 2*watchMin {
+		if d := time.Since(begin); d < retry.Least*3/4 || d > 2*retry.Least {
 			t.Errorf("watched again after %v", d)
 		}
 		w.list("node-uid-2")
@@ -283,7 +354,7 @@ func TestWatchForbidden(t *testing.T) {
 		}
 		begin := time.Now()
 		s.watch().list("node-uid-1")
-		if took := time.Since(begin); took > 2*forbiddenMax {
+		if took := time.Since(begin); took > 2*retry.Most {
 			t.Errorf("tried again after %v", took)
 		}
 		wantRemoved(t, m, "a0 of node-uid-0")
