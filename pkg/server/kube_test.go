@@ -109,7 +109,8 @@ func TestS14_PodDeleted(t *testing.T) {
 		feed.synced(t)
 		c.Delete(t, "pods", kubetest.Namespace, "agent-goes")
 		select {
-		case <-feed.err:
+		case err := <-feed.err:
+			t.Logf("the agent's stream ended: %v", err)
 		case <-time.After(patience):
 			t.Fatal("the agent's stream goes on")
 		}

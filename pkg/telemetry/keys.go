@@ -56,6 +56,7 @@ const (
 	Plugin   = "plugin"
 	Cluster  = "cluster"
 	Node     = "node_uid"
+	Kind     = "kind"
 	Target   = "target"
 	Phase    = "phase"
 	Count    = "count"

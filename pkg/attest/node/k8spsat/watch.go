@@ -132,9 +132,9 @@ func (s *sweep) run(ctx context.Context) {
 		forbidden := errors.Is(err, ErrForbidden)
 		switch {
 		case !forbidden:
-			s.log.WarnContext(ctx, "the cluster's "+s.noun+"s cannot be watched now", telemetry.Err, err, telemetry.Retry, pause)
+			s.log.WarnContext(ctx, "nodes or pods of the cluster cannot be watched now", telemetry.Kind, s.noun, telemetry.Err, err, telemetry.Retry, pause)
 		case !said:
-			s.log.WarnContext(ctx, "agents of "+s.noun+"s that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch "+s.noun+"s; grant that", telemetry.Err, err)
+			s.log.WarnContext(ctx, "agents of nodes or pods that are deleted are not removed before their SVIDs end: the server is not allowed to list and watch these; grant that", telemetry.Kind, s.noun, telemetry.Err, err)
 		}
 		said = forbidden
 	})
@@ -212,7 +212,7 @@ func (s *sweep) compare(ctx context.Context) {
 		same = same || (*there)[uid]
 	}
 	if len(missing) > 0 && !same {
-		s.log.WarnContext(ctx, "the cluster has no "+s.noun+" that an agent is on: none is removed before its SVID ends; is it the cluster that these agents are from?", telemetry.Count, len(missing))
+		s.log.WarnContext(ctx, "none of the agents' nodes or pods is in the cluster: no agent is removed before its SVID ends; is it the cluster that these agents are from?", telemetry.Kind, s.noun, telemetry.Count, len(missing))
 		return
 	}
 	for uid := range missing {
@@ -227,7 +227,7 @@ func (s *sweep) lookAll(ctx context.Context) (next time.Time) {
 	for uid, l := range s.dueBy(now) {
 		after := look{at: now.Add(lookAgain), last: true}
 		if err := s.look(ctx, uid); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "agents of a "+s.noun+" that is gone cannot be removed now", s.key, uid, telemetry.Err, err, telemetry.Retry, lookLater)
+			s.log.WarnContext(ctx, "agents of a node or pod that is gone cannot be removed now", s.key, uid, telemetry.Err, err, telemetry.Retry, lookLater)
 			after = look{at: now.Add(lookLater), last: l.last}
 		} else if l.last {
 			continue
