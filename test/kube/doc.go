@@ -10,5 +10,6 @@
 //
 // Read harness_test.go first. The invariant: the stories touch the namespace
 // credence, namespaces named credence-test-…, what deploy/kubernetes installs,
-// and nothing else.
+// and nothing else; on a cluster without storage classes they make one directory
+// on the node and a volume of it.
 package kube

@@ -18,6 +18,7 @@ const (
 	home        = "credence" // the namespace of deploy/kubernetes
 	trustDomain = "example.org"
 	clusterName = "cluster"
+	storyLabel  = "credence-test" // of the stories' namespaces
 	nodeAlias   = "spiffe://" + trustDomain + "/node"
 	// patience is for what a cluster does in its own time.
 	patience = 2 * time.Minute
@@ -168,9 +169,10 @@ func entry(t *testing.T, path string, flags ...string) (id string) {
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	name = "credence-test-" + name
-	apply(t, `{apiVersion: v1, kind: Namespace, metadata: {name: `+name+`, labels: {pod-security.kubernetes.io/enforce: privileged}}}`)
+	apply(t, `{apiVersion: v1, kind: Namespace, metadata: {name: `+name+`, labels: {pod-security.kubernetes.io/enforce: privileged, `+storyLabel+`: ""}}}`)
 	t.Cleanup(func() {
-		if _, err := tryKubectl("", "delete", "namespace", name, "--wait=true", "--timeout=120s"); err != nil {
+		// The next story has a namespace of its own; the last one sees that all go.
+		if _, err := tryKubectl("", "delete", "namespace", name, "--wait=false"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -85,6 +85,9 @@ func install() error {
 		if _, err := tryKubectl("", "wait", "--for=condition=Ready", "pod/credence-test-volume", "--timeout=60s"); err != nil {
 			return err
 		}
+		if _, err := tryKubectl(volumeMaker, "delete", "--wait=false", "-f", "-"); err != nil {
+			return err
+		}
 	}
 	dir, err := o.write()
 	if err != nil {

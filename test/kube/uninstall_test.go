@@ -9,6 +9,7 @@ import (
 // node but an empty directory.
 func TestZUninstalled(t *testing.T) {
 	need(t)
+	kubectl(t, "wait", "--for=delete", "namespace", "-l", storyLabel, "--timeout=120s")
 	kubectl(t, "delete", "-k", "bin/kube-overlay", "--timeout=120s")
 	for _, what := range []string{
 		"namespace/credence", "csidriver/csi.spiffe.io", "clusterrole/credence-server", "clusterrole/credence-agent",
