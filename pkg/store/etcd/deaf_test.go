@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/etcd/etcdtest"
 )
 
 // TestWatchThatIsNeverAnswered: where etcd answers questions but no watch in
@@ -54,10 +56,48 @@ func TestWatchThatIsNeverAnswered(t *testing.T) {
 	}
 }
 
+// TestWatchesThatWereAnswered: a member that answers each watch and hangs later
+// costs nobody the history, however often it does, where nobody writes.
+func TestWatchesThatWereAnswered(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	way := newDeaf(t, etcdtest.NewCluster(t, 1).Endpoints()[0])
+	way.passes = 3 // It is there, what it begins with, and the first answer.
+	var log breaks
+	cfg.Endpoints, cfg.RequestTimeout, cfg.Logger = []string{way.endpoint}, time.Second, slog.New(slog.NewTextHandler(&log, nil))
+	s := open(t, cfg)
+	at := put(t, s, "k", "v")
+	for b, err := range s.Watch(t.Context(), "", at-1) {
+		if err != nil || b.Revision != at {
+			t.Fatalf("batch %+v, %v: want the Update at %d", b, err, at)
+		}
+		break
+	}
+	way.deaf.Store(true)
+	for log.Load() < 5 {
+		time.Sleep(50 * time.Millisecond)
+	}
+	for b, err := range s.Watch(t.Context(), "", at-1) {
+		if err != nil || b.Revision != at {
+			t.Errorf("batch %+v, %v: want the Update at %d", b, err, at)
+		}
+		break
+	}
+}
+
+// breaks counts the lines of a log.
+type breaks struct{ atomic.Int32 }
+
+func (b *breaks) Write(p []byte) (int, error) {
+	b.Add(1)
+	return len(p), nil
+}
+
 // deaf is a way to a member that begins each watch and, when told so, holds back
-// all that the watch would say.
+// all that the watch would say after its first messages.
 type deaf struct {
 	endpoint string
+	passes   int
 	deaf     atomic.Bool
 	to       *grpc.ClientConn
 }
@@ -72,7 +112,7 @@ func newDeaf(t *testing.T, endpoint string) *deaf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &deaf{endpoint: "http://" + l.Addr().String(), to: to}
+	d := &deaf{endpoint: "http://" + l.Addr().String(), passes: 1, to: to}
 	srv := grpc.NewServer(grpc.UnknownServiceHandler(d.forward), grpc.ForceServerCodecV2(bytesCodec{}))
 	var serving errgroup.Group
 	serving.Go(func() error { return srv.Serve(l) })
@@ -117,7 +157,7 @@ func (d *deaf) forward(_ any, in grpc.ServerStream) error {
 		} else if err != nil {
 			return err
 		}
-		if n > 0 && strings.HasSuffix(method, "/Watch") && d.deaf.Load() {
+		if n >= d.passes && strings.HasSuffix(method, "/Watch") && d.deaf.Load() {
 			continue
 		}
 		if err := in.SendMsg(&b); err != nil {

@@ -22,7 +22,8 @@ type feed struct {
 	at    int64 // etcd's revision up to which all has been fed
 	count int64 // of Updates until then: what etcd calls the version of the head
 
-	told int64 // by the last note of progress of the watch that runs
+	begun int64 // where the watch that runs began
+	told  int64 // by its last note of progress
 
 	// The Update that is being put together; head is its last event.
 	rev    int64
@@ -44,10 +45,10 @@ var (
 )
 
 // maxStuck is how many watches in a row may be silent from the same revision
-// on. A member answers a watch only when it has walked all the history since
-// then, that of others in its etcd too, and one that needs longer than it is
-// given would begin again at the same place for ever. Reading the store anew does
-// not depend on that.
+// on, and were never answered. A member answers a watch only when it has walked
+// all the history since then, that of others in its etcd too, and one that needs
+// longer than it is given would begin again at the same place for ever. Reading
+// the store anew does not depend on that.
 const maxStuck = 3
 
 // run follows etcd until ctx ends. While etcd is away it tries again; what the
@@ -55,7 +56,7 @@ const maxStuck = 3
 func (f *feed) run(ctx context.Context) {
 	s := f.store
 	pause := firstPause
-	stuck := 0 // watches in a row that were silent and got no further
+	stuck := 0 // watches in a row that were silent, never answered, and got no further
 	for ctx.Err() == nil {
 		begin, from := time.Now(), f.at
 		err := f.watch(ctx)
@@ -64,7 +65,7 @@ func (f *feed) run(ctx context.Context) {
 		}
 		s.metrics.feedBreaks.Inc()
 		stuck++
-		if f.at > from || !errors.Is(err, errSilent) {
+		if f.at > from || f.told > 0 || !errors.Is(err, errSilent) {
 			stuck = 0
 		}
 		if stuck >= maxStuck || errors.Is(err, errGap) || errors.Is(err, errDisorder) || errors.Is(err, errMissed) {
@@ -99,8 +100,10 @@ func (f *feed) watch(ctx context.Context) error {
 	defer w.Close() //nolint:errcheck // Why it ended is known.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	f.told, f.rev, f.events = 0, 0, nil
-	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at+1), clientv3.WithFragment())
+	// It begins with what has been fed: one that begins after etcd's newest
+	// revision is not answered before somebody writes.
+	f.begun, f.told, f.rev, f.events = f.at, 0, 0, nil
+	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at), clientv3.WithFragment())
 	beat := time.NewTicker(s.cfg.RequestTimeout / 3)
 	defer beat.Stop()
 	for asked := false; ; {
@@ -170,6 +173,9 @@ func (f *feed) progress(rev int64) {
 // which they were asked for, in one message or several.
 func (f *feed) take(e *clientv3.Event) error {
 	s := f.store
+	if e.Kv.ModRevision == f.begun {
+		return nil // It has been fed.
+	}
 	if e.Kv.ModRevision <= f.at {
 		return fmt.Errorf("%w: revision %d", errDisorder, e.Kv.ModRevision)
 	}

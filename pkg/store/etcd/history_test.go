@@ -199,3 +199,18 @@ func TestWatchBeginsAtItsProgress(t *testing.T) {
 		t.Errorf("with notes 7, 9, 3, 3, 20 a feed at 5 got to %v, want each believed one note later: %v", got, want)
 	}
 }
+
+// TestWatchOfIdleEtcd: a watch that is begun where nobody has written since is
+// answered, and is not taken for one whose member hangs.
+func TestWatchOfIdleEtcd(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	cfg.Endpoints = etcdtest.NewCluster(t, 1).Endpoints()
+	cfg.RequestTimeout = time.Second
+	s := open(t, cfg)
+	rev := put(t, s, "k", "v")
+	at, err := etcd.FeedFrom(t.Context(), s, int64(rev), 3*time.Second)
+	if err != nil || at != int64(rev) {
+		t.Errorf("from the newest revision, %d, the feed got to %d, %v", rev, at, err)
+	}
+}
