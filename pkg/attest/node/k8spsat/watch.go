@@ -47,6 +47,9 @@ type home struct {
 	// kind of the one that says which.
 	of  attest.Selectors
 	uid string
+	// named is what the paths of their IDs begin with, if they are named for it;
+	// others may have one too, and outlive it.
+	named string
 	// watch is one of Cluster's, and find asks for the home that an agent with
 	// these selectors has by name. It returns ErrNotFound.
 	watch func(ctx context.Context, there func(uids map[string]bool), gone func(uid string)) error
@@ -74,6 +77,7 @@ func (c *cluster) homes() []home {
 		namespaces[namespace] = true
 		out = append(out, home{
 			noun: "pod", key: telemetry.PodUID, of: attest.NewSelectors(selector(selCluster, c.name), selector(selNamespace, namespace)), uid: selPodUID,
+			named: "/spire/agent/" + Name + "/" + c.name + "/pod/",
 			watch: func(ctx context.Context, there func(map[string]bool), gone func(string)) error {
 				return c.api.WatchPods(ctx, namespace, there, gone)
 			},
@@ -192,7 +196,7 @@ func (s *sweep) compare(ctx context.Context) {
 	if there == nil {
 		return
 	}
-	known, err := s.agents.With(ctx, s.of)
+	known, err := s.with(ctx, s.of)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -262,12 +266,18 @@ func (s *sweep) dueBy(now time.Time) map[string]look {
 	return out
 }
 
+// with lists the agents with the selectors that go with their homes.
+func (s *sweep) with(ctx context.Context, selectors attest.Selectors) ([]node.Known, error) {
+	known, err := s.agents.With(ctx, selectors)
+	return slices.DeleteFunc(known, func(a node.Known) bool { return !strings.HasPrefix(a.ID.Path(), s.named) }), err
+}
+
 // look removes the agents of one home, if it is gone.
 func (s *sweep) look(ctx context.Context, uid string) error {
 	if uid == "" {
 		return nil // see compare
 	}
-	known, err := s.agents.With(ctx, attest.NewSelectors(append(slices.Clone(s.of), selector(s.uid, uid))...))
+	known, err := s.with(ctx, attest.NewSelectors(append(slices.Clone(s.of), selector(s.uid, uid))...))
 	if err != nil {
 		return fmt.Errorf("listing the agents: %w", err)
 	}

@@ -224,6 +224,26 @@ func TestS14_PodGoneAgentGone(t *testing.T) {
 	})
 }
 
+// TestAgentsFromBeforePodNames: where use_pod_uid_for_agent_id was switched on,
+// agents that are still named for their nodes outlive the pods that they attested
+// from, as before, and go with their nodes.
+func TestAgentsFromBeforePodNames(t *testing.T) {
+	t.Parallel()
+	watchedAs(t, func(c *ClusterConfig) { c.UsePodUIDForAgentID = true }, func(t *testing.T, s *stage, m *memory, _ *strings.Builder) {
+		m.addPod("p1", "spire", "agent-1", "pod-uid-1")
+		m.addPod("p2", "spire", "agent-0", "pod-uid-0")
+		m.known[1].ID = spiffeid.RequireFromSegments(td, "spire", "agent", Name, "production", "node-uid-1")
+		nodes, pods := s.watch(), s.watchPods("spire")
+		nodes.list("node-uid-1")
+		pods.list("pod-uid-1")
+		pods.gone("pod-uid-0")
+		wantRemoved(t, m)
+		s.change(func() { delete(s.nodes, "n1") })
+		nodes.gone("node-uid-1")
+		wantRemoved(t, m, "node-uid-1 of node-uid-1", "p1 of node-uid-1")
+	})
+}
+
 // TestS14_AttestedMeanwhile: an agent that attested while its node went is found
 // once its attestation must have ended.
 func TestS14_AttestedMeanwhile(t *testing.T) {
