@@ -51,6 +51,11 @@ var (
 // the store anew does not depend on that.
 const maxStuck = 3
 
+// leastBeat is how long a watch is left alone at least: one that begins with what
+// has been is not answered before its member's next round over such watches, of
+// which there are ten a second.
+const leastBeat = 200 * time.Millisecond
+
 // run follows etcd until ctx ends. While etcd is away it tries again; what the
 // ring cannot get any more, its watchers are told of by ErrCompacted.
 func (f *feed) run(ctx context.Context) {
@@ -104,7 +109,7 @@ func (f *feed) watch(ctx context.Context) error {
 	// revision is not answered before somebody writes.
 	f.begun, f.told, f.rev, f.events = f.at, 0, 0, nil
 	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at), clientv3.WithFragment())
-	beat := time.NewTicker(s.cfg.RequestTimeout / 3)
+	beat := time.NewTicker(max(s.cfg.RequestTimeout/3, leastBeat))
 	defer beat.Stop()
 	for asked := false; ; {
 		select {

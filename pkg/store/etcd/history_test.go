@@ -206,11 +206,27 @@ func TestWatchOfIdleEtcd(t *testing.T) {
 	t.Parallel()
 	cfg := fresh(t)
 	cfg.Endpoints = etcdtest.NewCluster(t, 1).Endpoints()
-	cfg.RequestTimeout = time.Second
+	cfg.RequestTimeout = 100 * time.Millisecond
 	s := open(t, cfg)
-	rev := put(t, s, "k", "v")
-	at, err := etcd.FeedFrom(t.Context(), s, int64(rev), 3*time.Second)
-	if err != nil || at != int64(rev) {
-		t.Errorf("from the newest revision, %d, the feed got to %d, %v", rev, at, err)
+	put(t, s, "k", "v")
+	cli := etcdtest.NewClient(t, cfg.Endpoints...)
+	defer cli.Close()
+	last, err := cli.Put(t.Context(), "/elsewhere", "foreign")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const watches = 10
+	silent := 0
+	for range watches {
+		at, err := etcd.FeedFrom(t.Context(), s, last.Header.Revision, 530*time.Millisecond)
+		if err != nil {
+			t.Log(err)
+			silent++ // As is right once or twice on a busy machine.
+		} else if at != last.Header.Revision {
+			t.Errorf("from the newest revision, %d, the feed got to %d", last.Header.Revision, at)
+		}
+	}
+	if silent > 2 {
+		t.Errorf("%d of %d watches were not answered", silent, watches)
 	}
 }
