@@ -35,13 +35,16 @@ var errEnded = errors.New("it ended by itself")
 // ends.
 func Forever(ctx context.Context, run func(context.Context) error, failed func(err error, pause time.Duration)) error {
 	pauses := Pauses()
+	var last error // It stays here: the library acts on some kinds of errors.
 	_, _ = backoff.Retry(ctx, func() (struct{}, error) {
 		begin := time.Now()
-		err := run(ctx)
+		last = cmp.Or(run(ctx), errEnded)
 		if time.Since(begin) > Most {
 			pauses.Reset()
 		}
-		return struct{}{}, cmp.Or(err, errEnded)
-	}, backoff.WithBackOff(pauses), backoff.WithNotify(failed), backoff.WithMaxElapsedTime(0))
+		return struct{}{}, errEnded
+	}, backoff.WithBackOff(pauses), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(_ error, pause time.Duration) {
+		failed(last, pause)
+	}))
 	return ctx.Err()
 }

@@ -7,10 +7,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/credence-id/credence/pkg/retry"
 )
 
-var errBroken = errors.New("broken")
+// errBroken is one that the library would end for.
+var errBroken = backoff.Permanent(errors.New("broken"))
 
 // TestForever: pauses grow, and begin anew after a run that went well for long.
 func TestForever(t *testing.T) {
