@@ -55,7 +55,7 @@ const (
 	Engine   = "engine"
 	Plugin   = "plugin"
 	Cluster  = "cluster"
-	Node     = "node_uid"
+	Object   = "object_uid"
 	Kind     = "kind"
 	Target   = "target"
 	Phase    = "phase"

@@ -42,7 +42,6 @@ func (v *Verifier) Watch(ctx context.Context, agents node.Agents) error {
 // home is what agents go with: their nodes, or their pods in one namespace.
 type home struct {
 	noun string
-	key  string // its UID's in the log
 	// of are the selectors of the agents that have such a home, and uid is the
 	// kind of the one that says which.
 	of  attest.Selectors
@@ -59,7 +58,7 @@ type home struct {
 // homes are those that a cluster's agents have.
 func (c *cluster) homes() []home {
 	out := []home{{
-		noun: "node", key: telemetry.Node, of: attest.NewSelectors(selector(selCluster, c.name)), uid: selNodeUID, watch: c.api.WatchNodes,
+		noun: "node", of: attest.NewSelectors(selector(selCluster, c.name)), uid: selNodeUID, watch: c.api.WatchNodes,
 		find: func(ctx context.Context, selectors attest.Selectors) (string, error) {
 			machine, err := c.api.Node(ctx, valueOf(selectors, selNodeName))
 			return machine.UID, err
@@ -76,7 +75,7 @@ func (c *cluster) homes() []home {
 		}
 		namespaces[namespace] = true
 		out = append(out, home{
-			noun: "pod", key: telemetry.PodUID, of: attest.NewSelectors(selector(selCluster, c.name), selector(selNamespace, namespace)), uid: selPodUID,
+			noun: "pod", of: attest.NewSelectors(selector(selCluster, c.name), selector(selNamespace, namespace)), uid: selPodUID,
 			named: "/spire/agent/" + Name + "/" + c.name + "/pod/",
 			watch: func(ctx context.Context, there func(map[string]bool), gone func(string)) error {
 				return c.api.WatchPods(ctx, namespace, there, gone)
@@ -231,7 +230,7 @@ func (s *sweep) lookAll(ctx context.Context) (next time.Time) {
 	for uid, l := range s.dueBy(now) {
 		after := look{at: now.Add(lookAgain), last: true}
 		if err := s.look(ctx, uid); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "agents of a node or pod that is gone cannot be removed now", s.key, uid, telemetry.Err, err, telemetry.Retry, lookLater)
+			s.log.WarnContext(ctx, "agents of a node or pod that is gone cannot be removed now", telemetry.Kind, s.noun, telemetry.Object, uid, telemetry.Err, err, telemetry.Retry, lookLater)
 			after = look{at: now.Add(lookLater), last: l.last}
 		} else if l.last {
 			continue
