@@ -48,6 +48,7 @@ var siblings = [][2]string{
 	{"pkg/registry/registrytest", "pkg/registry"},
 	{"pkg/registry/registrytest", "pkg/store/*"},
 	{"pkg/store/etcd", "pkg/store/dump"},
+	{"pkg/store/*", "pkg/store/engine"},
 	{"pkg/store/etcd", "pkg/store/etcd/etcdtest"}, // in tests
 	{"pkg/ca/upstream", "pkg/svid"},
 	{"pkg/ca/upstream", "pkg/keys"},

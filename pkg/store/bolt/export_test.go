@@ -10,10 +10,8 @@ import (
 
 // Compact forgets the kept history.
 func Compact(s *Store) {
-	s.ring.mu.Lock()
-	defer s.ring.mu.Unlock()
-	s.ring.base, s.ring.kept, s.ring.bytes = s.ring.headLocked(), nil, 0
-	s.ring.wakeLocked()
+	head, _ := s.ring.Head()
+	s.ring.Reset(head)
 }
 
 // WriteUnsynced makes a commit visible to readers of the file as it is while
@@ -26,7 +24,7 @@ func WriteUnsynced(s *Store, key string) (publish func(), err error) {
 		b.Events = []store.Event{{Key: key, Value: []byte{}}}
 		return errors.Join(kv.Put([]byte(key), make([]byte, stampSize)), kv.SetSequence(uint64(b.Revision)))
 	})
-	return func() { s.ring.publish([]store.Batch{b}) }, err
+	return func() { s.ring.Publish(b) }, err
 }
 
 // SetFormat changes the format version in a file that is not open.

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/engine"
 )
 
 // Bounds of one group: they limit how long its first member waits and how much
@@ -91,7 +92,7 @@ func (s *Store) join(ctx context.Context, fn func(store.RWTx) error) (*group, st
 }
 
 func (s *Store) beginGroup() (*group, error) {
-	if _, err := s.ring.newest(); err != nil {
+	if _, err := s.ring.Head(); err != nil {
 		return nil, err
 	}
 	tx, err := s.db.Begin(true)
@@ -107,10 +108,10 @@ func (s *Store) beginGroup() (*group, error) {
 // the group under a revision of their own.
 func (g *group) run(fn func(store.RWTx) error) (store.Revision, error) {
 	g.updates++
-	tx := &rwtx{snapshot: &snapshot{kv: g.kv, rev: g.revision()}}
+	tx := &rwtx{&snapshot{kv: g.kv, rev: g.revision()}, engine.Buffer{Room: stampSize}}
 	err := fn(tx)
-	if tx.err != nil {
-		return 0, tx.err
+	if tx.Err() != nil {
+		return 0, tx.Err()
 	}
 	if err != nil {
 		return 0, err
@@ -127,7 +128,7 @@ func (g *group) run(fn func(store.RWTx) error) (store.Revision, error) {
 		return g.revision(), nil
 	}
 	g.batches = append(g.batches, store.Batch{Revision: rev, Events: events})
-	g.bytes += tx.bytes
+	g.bytes += tx.Bytes()
 	return rev, nil
 }
 
@@ -178,7 +179,7 @@ func (s *Store) commit(g *group) {
 	}
 	s.failing.Store(false)
 	s.metrics.committed(time.Since(start), len(g.batches))
-	s.ring.publish(g.batches)
+	s.ring.Publish(g.batches...)
 }
 
 // inPlace refuses to write into a file that was removed or replaced: it would
@@ -221,7 +222,7 @@ func (s *Store) afterFailure(g *group, cause error) error {
 		return fmt.Errorf("%w: committing to %s: %w; nothing was written", store.ErrUnavailable, s.cfg.Path, cause)
 	}
 	err = fmt.Errorf("%w: committing to %s: %w; the outcome is unknown, restart to recover", store.ErrUnavailable, s.cfg.Path, cause)
-	s.ring.end(err)
+	s.ring.End(err)
 	return err
 }
 

@@ -1,11 +1,12 @@
 package bolt
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
+
+	"github.com/credence-id/credence/pkg/store/engine"
 )
 
 // metrics of one open store.
@@ -13,7 +14,7 @@ type metrics struct {
 	commit   prometheus.Histogram
 	group    prometheus.Histogram
 	failures prometheus.Counter
-	all      []prometheus.Collector
+	all      engine.Metrics
 }
 
 func newMetrics(s *Store) *metrics {
@@ -33,25 +34,9 @@ func newMetrics(s *Store) *metrics {
 			Help: "Commits that the disk refused.",
 		}),
 	}
-	gauge := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
-	}
-	m.all = []prometheus.Collector{
-		m.commit, m.group, m.failures,
-		gauge("credence_store_revision", "Newest committed revision.", func() float64 {
-			head, _ := s.ring.newest()
-			return float64(head)
-		}),
-		gauge("credence_store_history_batches", "Batches kept for watchers.", func() float64 {
-			n, _ := s.ring.size()
-			return float64(n)
-		}),
-		gauge("credence_store_history_bytes", "Bytes of the batches kept for watchers.", func() float64 {
-			_, n := s.ring.size()
-			return float64(n)
-		}),
-		gauge("credence_store_size_bytes", "Size of the database in its file.", s.size),
-	}
+	m.all = append(engine.History(s.ring), m.commit, m.group, m.failures, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "credence_store_size_bytes", Help: "Size of the database in its file.",
+	}, s.size))
 	return m
 }
 
@@ -76,27 +61,3 @@ func (m *metrics) committed(took time.Duration, updates int) {
 }
 
 func (m *metrics) failed() { m.failures.Inc() }
-
-func (m *metrics) register(r prometheus.Registerer) error {
-	if r == nil {
-		return nil
-	}
-	for i, c := range m.all {
-		if err := r.Register(c); err != nil {
-			for _, done := range m.all[:i] {
-				r.Unregister(done)
-			}
-			return fmt.Errorf("store: registering metrics: %w", err)
-		}
-	}
-	return nil
-}
-
-func (m *metrics) unregister(r prometheus.Registerer) {
-	if r == nil {
-		return
-	}
-	for _, c := range m.all {
-		r.Unregister(c)
-	}
-}

@@ -19,12 +19,13 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/engine"
 	"github.com/credence-id/credence/pkg/telemetry"
 )
 
 const (
-	// engine is the configured name.
-	engine = "bolt"
+	// engineName is the configured one.
+	engineName = "bolt"
 	// format is the layout that this program writes, see doc.go.
 	format = 1
 	// lockWait is how long a process that is just closing the file is waited
@@ -56,9 +57,9 @@ func Open(cfg Config) (*Store, error) {
 		s.file, err = os.Stat(cfg.Path)
 	}
 	if err == nil {
-		s.ring = newRing(head, cfg.RingBatches, cfg.RingBytes)
+		s.ring = engine.NewRing(head, cfg.RingBatches, cfg.RingBytes)
 		s.metrics = newMetrics(s)
-		err = s.metrics.register(cfg.Registerer)
+		err = s.metrics.all.Register(cfg.Registerer)
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -230,7 +231,7 @@ func readInfo(tx *bbolt.Tx, path string) (store.Info, error) {
 		return store.Info{}, fmt.Errorf("%w: %s has format %d, this program knows up to %d: run the newer program",
 			store.ErrFormat, path, have, format)
 	}
-	return store.Info{ID: string(meta.Get(keyID)), Format: have, Engine: engine}, nil
+	return store.Info{ID: string(meta.Get(keyID)), Format: have, Engine: engineName}, nil
 }
 
 // openFile opens the bbolt file and turns what can go wrong into clear errors.

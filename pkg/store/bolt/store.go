@@ -14,6 +14,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/engine"
 )
 
 // Store is an open database file. It implements store.Store.
@@ -22,7 +23,7 @@ type Store struct {
 	db      *bbolt.DB
 	info    store.Info
 	file    fs.FileInfo // of the file at cfg.Path when it was opened
-	ring    *ring
+	ring    *engine.Ring
 	turns   *turns
 	locks   *locks
 	metrics *metrics
@@ -49,7 +50,7 @@ func (s *Store) Head(ctx context.Context) (store.Revision, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	return s.ring.newest()
+	return s.ring.Head()
 }
 
 // View implements store.Store.
@@ -101,7 +102,7 @@ func (s *Store) read(ctx context.Context, fn func(*bbolt.Tx, *snapshot) error) e
 	// bbolt shows a commit to readers while its last fsync is under way: hold
 	// the snapshot until that fsync has returned.
 	snap := newSnapshot(tx)
-	if err := s.ring.reached(ctx, snap.rev); err != nil {
+	if err := s.ring.Wait(ctx, snap.rev); err != nil {
 		return err
 	}
 	return fn(tx, snap)
@@ -130,9 +131,9 @@ func (s *Store) Close() error {
 
 	s.locks.close()
 	s.turns.close() // Waits for the Updates that have begun.
-	s.ring.end(store.ErrClosed)
+	s.ring.End(store.ErrClosed)
 	s.readers.Wait()
-	s.metrics.unregister(s.cfg.Registerer)
+	s.metrics.all.Unregister(s.cfg.Registerer)
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("store: closing %s: %w", s.cfg.Path, err)
 	}

@@ -47,7 +47,7 @@ func (s *snapshot) Get(key string) (store.KV, error) {
 func (s *snapshot) Scan(prefix, after string) iter.Seq2[store.KV, error] {
 	return func(yield func(store.KV, error) bool) {
 		c := s.cursor(prefix, after)
-		for kv, ok := c.take(); ok; kv, ok = c.take() {
+		for kv, ok := c.Take(); ok; kv, ok = c.Take() {
 			if !yield(kv, nil) {
 				return
 			}
@@ -55,7 +55,7 @@ func (s *snapshot) Scan(prefix, after string) iter.Seq2[store.KV, error] {
 	}
 }
 
-// cursor walks the keys of a snapshot that have a prefix, looking one ahead.
+// cursor walks the keys of a snapshot that have a prefix. It is an engine.Cursor.
 type cursor struct {
 	bolt   *bbolt.Cursor
 	prefix []byte
@@ -76,8 +76,11 @@ func (c *cursor) set(key, value []byte) {
 	c.key, c.value = key, value
 }
 
-// take returns the current key and value and moves on.
-func (c *cursor) take() (store.KV, bool) {
+// Key implements engine.Cursor.
+func (c *cursor) Key() []byte { return c.key }
+
+// Take implements engine.Cursor.
+func (c *cursor) Take() (store.KV, bool) {
 	if c.key == nil {
 		return store.KV{}, false
 	}

@@ -64,7 +64,7 @@ func TestWatchesThatWereAnswered(t *testing.T) {
 	way := newDeaf(t, etcdtest.NewCluster(t, 1).Endpoints()[0])
 	way.passes = 3 // It is there, what it begins with, and the first answer.
 	var log breaks
-	cfg.Endpoints, cfg.RequestTimeout, cfg.Logger = []string{way.endpoint}, time.Second, slog.New(slog.NewTextHandler(&log, nil))
+	cfg.Endpoints, cfg.RequestTimeout, cfg.Logger = []string{way.endpoint}, 3*time.Second, slog.New(slog.NewTextHandler(&log, nil))
 	s := open(t, cfg)
 	at := put(t, s, "k", "v")
 	for b, err := range s.Watch(t.Context(), "", at-1) {

@@ -19,7 +19,7 @@ func FeedHeads(ctx context.Context, s *Store, left ...int64) error {
 	if err != nil {
 		return err
 	}
-	f := &feed{store: s, at: m.at, count: m.count}
+	f := newFeed(s, m)
 	for i, n := range left {
 		e := &clientv3.Event{Type: clientv3.EventTypePut, Kv: &mvccpb.KeyValue{
 			Key: []byte(s.at.head()), ModRevision: f.at + 1 + n, Version: f.count + 1 + n,
@@ -37,10 +37,10 @@ func Compact(ctx context.Context, s *Store) error {
 	if err != nil {
 		return err
 	}
-	if err := s.ring.wait(ctx, head); err != nil {
+	if err := s.ring.Wait(ctx, head); err != nil {
 		return err
 	}
-	s.ring.reset(head)
+	s.ring.Reset(head)
 	return nil
 }
 
@@ -50,14 +50,15 @@ func KeepHistory(ctx context.Context, s *Store, history time.Duration) {
 	s.compactForEver(ctx, history)
 }
 
-// FeedFrom follows etcd for a time from a revision of it on, as the feed does,
-// and returns where the next watch would begin.
-func FeedFrom(ctx context.Context, s *Store, rev int64, d time.Duration) (int64, error) {
+// FeedFrom follows etcd for a time from a revision of it on, as the feed does
+// with this beat, and returns where the next watch would begin.
+func FeedFrom(ctx context.Context, s *Store, rev int64, beat, d time.Duration) (int64, error) {
 	m, err := s.begin(ctx, "")
 	if err != nil {
 		return 0, err
 	}
-	f := &feed{store: s, at: rev, count: m.count}
+	f := newFeed(s, m)
+	f.at, f.beat = rev, beat
 	limited, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	if err := f.watch(limited); limited.Err() == nil {

@@ -19,6 +19,8 @@ import (
 // process share.
 type feed struct {
 	store *Store
+	beat  time.Duration // after as much silence it asks whether there is something
+
 	at    int64 // etcd's revision up to which all has been fed
 	count int64 // of Updates until then: what etcd calls the version of the head
 
@@ -56,6 +58,10 @@ const maxStuck = 3
 // which there are ten a second.
 const leastBeat = 200 * time.Millisecond
 
+func newFeed(s *Store, m moment) *feed {
+	return &feed{store: s, beat: max(s.cfg.RequestTimeout/3, leastBeat), at: m.at, count: m.count}
+}
+
 // run follows etcd until ctx ends. While etcd is away it tries again; what the
 // ring cannot get any more, its watchers are told of by ErrCompacted.
 func (f *feed) run(ctx context.Context) {
@@ -92,7 +98,7 @@ func (f *feed) skip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.store.ring.reset(m.rev)
+	f.store.ring.Reset(m.rev)
 	f.at, f.count, f.rev, f.events = m.at, m.count, 0, nil
 	return nil
 }
@@ -109,7 +115,7 @@ func (f *feed) watch(ctx context.Context) error {
 	// revision is not answered before somebody writes.
 	f.begun, f.told, f.rev, f.events = f.at, 0, 0, nil
 	responses := w.Watch(ctx, s.at.head(), clientv3.WithRange(s.at.dataEnd()), clientv3.WithRev(f.at), clientv3.WithFragment())
-	beat := time.NewTicker(max(s.cfg.RequestTimeout/3, leastBeat))
+	beat := time.NewTicker(f.beat)
 	defer beat.Stop()
 	for asked := false; ; {
 		select {
@@ -200,7 +206,7 @@ func (f *feed) take(e *clientv3.Event) error {
 	f.at = f.rev
 	if len(f.events) > 0 && e.Type == clientv3.EventTypePut {
 		slices.SortFunc(f.events, func(a, b store.Event) int { return strings.Compare(a.Key, b.Key) })
-		s.ring.publish(store.Batch{Revision: store.Revision(f.rev), Events: f.events})
+		s.ring.Publish(store.Batch{Revision: store.Revision(f.rev), Events: f.events})
 	}
 	f.rev, f.events = 0, nil
 	return nil

@@ -175,7 +175,6 @@ func TestWatchOfEtcdLeavesOut(t *testing.T) {
 func TestWatchBeginsAtItsProgress(t *testing.T) {
 	t.Parallel()
 	cfg := fresh(t)
-	cfg.RequestTimeout = 300 * time.Millisecond
 	s := open(t, cfg)
 	put(t, s, "k", "v")
 	cli := etcdtest.NewClient(t, cfg.Endpoints...)
@@ -189,9 +188,9 @@ func TestWatchBeginsAtItsProgress(t *testing.T) {
 		begin, end = cmp.Or(begin, resp.Header.Revision), resp.Header.Revision
 	}
 	var at int64
-	for d := time.Second; at < end; d *= 2 {
+	for d := time.Second; at < end; d *= 2 { // A busy machine may take its time to answer.
 		var err error
-		if at, err = etcd.FeedFrom(t.Context(), s, begin, d); err != nil || d > time.Minute {
+		if at, err = etcd.FeedFrom(t.Context(), s, begin, d/5, d); d > time.Minute {
 			t.Fatalf("in %v, the feed got to %d, %v; others have written until %d", d, at, err, end)
 		}
 	}
@@ -206,7 +205,6 @@ func TestWatchOfIdleEtcd(t *testing.T) {
 	t.Parallel()
 	cfg := fresh(t)
 	cfg.Endpoints = etcdtest.NewCluster(t, 1).Endpoints()
-	cfg.RequestTimeout = 100 * time.Millisecond
 	s := open(t, cfg)
 	put(t, s, "k", "v")
 	cli := etcdtest.NewClient(t, cfg.Endpoints...)
@@ -215,18 +213,8 @@ func TestWatchOfIdleEtcd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const watches = 10
-	silent := 0
-	for range watches {
-		at, err := etcd.FeedFrom(t.Context(), s, last.Header.Revision, 530*time.Millisecond)
-		if err != nil {
-			t.Log(err)
-			silent++ // As is right once or twice on a busy machine.
-		} else if at != last.Header.Revision {
-			t.Errorf("from the newest revision, %d, the feed got to %d", last.Header.Revision, at)
-		}
-	}
-	if silent > 2 {
-		t.Errorf("%d of %d watches were not answered", silent, watches)
+	at, err := etcd.FeedFrom(t.Context(), s, last.Header.Revision, time.Second, 3500*time.Millisecond)
+	if err != nil || at != last.Header.Revision {
+		t.Errorf("from the newest revision, %d, the feed got to %d, %v", last.Header.Revision, at, err)
 	}
 }

@@ -23,7 +23,8 @@ func (l layout) data(key string) string   { return l.prefix + nameData + key }
 func (l layout) dataEnd() string          { return end(l.prefix + nameData) }
 func (l layout) gen(table string) string  { return l.prefix + nameGen + table }
 func (l layout) lock(name string) string  { return l.prefix + nameLock + name }
-func (l layout) key(in []byte) string     { return string(in[len(l.prefix)+len(nameData):]) }
+func (l layout) cut(in []byte) []byte     { return in[len(l.prefix)+len(nameData):] }
+func (l layout) key(in []byte) string     { return string(l.cut(in)) }
 func (l layout) isHead(in []byte) bool    { return string(in) == l.head() }
 func (l layout) isData(in []byte) bool    { return strings.HasPrefix(string(in), l.prefix+nameData) }
 func (l layout) rangeEnd(p string) string { return end(l.data(p)) }

@@ -7,16 +7,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/credence-id/credence/pkg/store"
+	"github.com/credence-id/credence/pkg/store/engine"
 )
 
 const (
-	// engine is the configured name.
-	engine = "etcd"
+	// engineName is the configured one.
+	engineName = "etcd"
 	// format is the layout that this program writes, see layout.go.
 	format = 1
 )
@@ -64,11 +66,12 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.ring = newRing(m.rev, cfg.RingBytes)
-	if err := s.metrics.register(cfg.Registerer); err != nil {
+	s.ring = engine.NewRing(m.rev, math.MaxInt, cfg.RingBytes)
+	s.metrics.all = append(s.metrics.all, engine.History(s.ring)...)
+	if err := s.metrics.all.Register(cfg.Registerer); err != nil {
 		return nil, err
 	}
-	f := &feed{store: s, at: m.at, count: m.count}
+	f := newFeed(s, m)
 	s.background.Go(func() { f.run(s.life) })
 	if cfg.History > 0 {
 		s.background.Go(func() { s.compactForEver(s.life, cfg.History) })
@@ -144,7 +147,7 @@ func (s *Store) read(text []byte) error {
 			store.ErrFormat, s.cfg.Prefix, r.Format, format)
 	}
 	s.record = string(text)
-	s.info = store.Info{ID: r.ID, Format: r.Format, Engine: engine, Remote: true}
+	s.info = store.Info{ID: r.ID, Format: r.Format, Engine: engineName, Remote: true}
 	return nil
 }
 

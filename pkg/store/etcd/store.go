@@ -19,6 +19,7 @@ import (
 
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/dump"
+	"github.com/credence-id/credence/pkg/store/engine"
 )
 
 // Store is an open store in etcd. It implements store.Store.
@@ -28,7 +29,7 @@ type Store struct {
 	client  *clientv3.Client
 	info    store.Info
 	record  string // of the store, byte for byte as it is in etcd
-	ring    *ring
+	ring    *engine.Ring
 	locks   *locks
 	metrics *metrics
 	// slots bounds the Updates under way. One that keeps losing takes all.
@@ -139,12 +140,12 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 
 	s.locks.close()
-	s.ring.end(store.ErrClosed)
+	s.ring.End(store.ErrClosed)
 	s.calls.Wait()
 	s.locks.close() // Those that were just being taken.
 	s.die()
 	s.background.Wait()
-	s.metrics.unregister(s.cfg.Registerer)
+	s.metrics.all.Unregister(s.cfg.Registerer)
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("store: closing the connection to etcd: %w", err)
 	}

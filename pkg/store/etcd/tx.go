@@ -75,7 +75,7 @@ func (t *snapshot) read(what, from string, opts ...clientv3.OpOption) (resp *cli
 func (t *snapshot) Scan(prefix, after string) iter.Seq2[store.KV, error] {
 	return func(yield func(store.KV, error) bool) {
 		c := t.cursor(prefix, after)
-		for kv, ok := c.take(); ok; kv, ok = c.take() {
+		for kv, ok := c.Take(); ok; kv, ok = c.Take() {
 			if !yield(kv, nil) {
 				return
 			}
@@ -86,7 +86,7 @@ func (t *snapshot) Scan(prefix, after string) iter.Seq2[store.KV, error] {
 	}
 }
 
-// cursor walks the keys of a snapshot that have a prefix, looking one ahead.
+// cursor walks the keys of a snapshot that have a prefix. It is an engine.Cursor.
 type cursor struct {
 	tx    *snapshot
 	next  string // in etcd: where the next page begins; empty after the last
@@ -115,8 +115,16 @@ func (c *cursor) peek() *mvccpb.KeyValue {
 	return c.page[0]
 }
 
-// take returns the current key and value and moves on.
-func (c *cursor) take() (store.KV, bool) {
+// Key implements engine.Cursor.
+func (c *cursor) Key() []byte {
+	if kv := c.peek(); kv != nil {
+		return c.tx.store.at.cut(kv.Key)
+	}
+	return nil
+}
+
+// Take implements engine.Cursor.
+func (c *cursor) Take() (store.KV, bool) {
 	kv := c.peek()
 	if kv == nil {
 		return store.KV{}, false

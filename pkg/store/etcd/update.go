@@ -127,8 +127,8 @@ func (s *Store) try(ctx context.Context, l *lock, from *attempted, fn func(store
 	tx := &rwtx{snapshot: snapshot{store: s, ctx: ctx, moment: from.moment}, known: from.known}
 	err := fn(tx)
 	switch {
-	case tx.err != nil:
-		return 0, nil, tx.err
+	case tx.Err() != nil:
+		return 0, nil, tx.Err()
 	case tx.broken != nil && diagnose(tx.broken) == causeOld:
 		return 0, &attempted{}, nil
 	case tx.broken != nil:
@@ -150,10 +150,10 @@ func (s *Store) try(ctx context.Context, l *lock, from *attempted, fn func(store
 func (t *rwtx) fetchDeleted() error {
 	var keys []string
 	var ops []clientv3.Op
-	for _, w := range t.writes {
-		if _, ok := t.known[w.key]; w.delete && !ok {
-			keys = append(keys, w.key)
-			ops = append(ops, clientv3.OpGet(t.store.at.data(w.key), clientv3.WithRev(t.at), clientv3.WithKeysOnly()))
+	for _, w := range t.Writes() {
+		if _, ok := t.known[w.Key]; w.IsDelete() && !ok {
+			keys = append(keys, w.Key)
+			ops = append(ops, clientv3.OpGet(t.store.at.data(w.Key), clientv3.WithRev(t.at), clientv3.WithKeysOnly()))
 		}
 	}
 	if len(keys) == 0 {
@@ -194,21 +194,21 @@ func (t *rwtx) commit(l *lock) *commit {
 	if l != nil {
 		c.holds = append(c.holds, clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.since))
 	}
-	for key := range t.gets {
+	for key := range t.Gets() {
 		c.unchanged(key)
 	}
 	marks := make(map[string]struct{})
-	for _, w := range t.writes {
-		if !w.delete {
-			c.changes = append(c.changes, clientv3.OpPut(at.data(w.key), string(w.value)))
+	for _, w := range t.Writes() {
+		if !w.IsDelete() {
+			c.changes = append(c.changes, clientv3.OpPut(at.data(w.Key), string(w.Raw)))
 			continue
 		}
-		if _, ok := t.gets[w.key]; !ok {
-			c.unchanged(w.key)
+		if _, ok := t.Gets()[w.Key]; !ok {
+			c.unchanged(w.Key)
 		}
-		if t.known[w.key] != nil {
-			c.changes = append(c.changes, clientv3.OpDelete(at.data(w.key)))
-			marks[table(w.key)] = struct{}{}
+		if t.known[w.Key] != nil {
+			c.changes = append(c.changes, clientv3.OpDelete(at.data(w.Key)))
+			marks[table(w.Key)] = struct{}{}
 		}
 	}
 	for _, seen := range t.scans {
