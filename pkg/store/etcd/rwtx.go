@@ -80,8 +80,9 @@ func (t *rwtx) Scan(prefix, after string) iter.Seq2[store.KV, error] {
 		below.err = t.broken
 		seen := &scanned{prefix: prefix, from: below.next, to: below.next}
 		t.scans = append(t.scans, seen)
+		var walk engine.Cursor = learning{below, t}
 		for at := scanStart(prefix, after); ; {
-			kv, deleted, ok := t.Least(learning{below, t}, prefix, at)
+			kv, deleted, ok := t.Least(walk, prefix, at)
 			if below.err != nil {
 				t.broken = below.err
 				yield(store.KV{}, below.err)
