@@ -3,18 +3,23 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
+	"time"
 
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/credence-id/credence/pkg/agent/csi"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // CSI is the section csi: pods get the directory of agent.socket_path by volumes
@@ -108,6 +113,31 @@ func ServeCSI(ctx context.Context, c *Config, o Options) error {
 	g.Go(func() error { return a.csi.Run(ctx, listeners.csi, listeners.registration) })
 	g.Go(func() error { return a.keepSockets(ctx) })
 	return g.Wait()
+}
+
+// checkTimeout bounds what CheckCSI asks.
+const checkTimeout = 3 * time.Second
+
+// CheckCSI asks the driver that the section csi of a configuration with defaults
+// set speaks of whether it answers (CSI's Identity.Probe), which is all there is
+// to know: that pods cannot be given the directory yet is no reason to start it
+// again. It fails after 3 s.
+func CheckCSI(ctx context.Context, c *Config) error {
+	socket := c.Agent.CSI.socket()
+	if socket == "" {
+		return c.file.Errorf("agent.csi", "is not there, so there is no CSI driver to check")
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing waits on it
+	if _, err := spec.NewIdentityClient(conn).Probe(ctx, &spec.ProbeRequest{}); err != nil {
+		return fmt.Errorf("the CSI driver at %s does not answer: %w", socket, err)
+	}
+	return nil
 }
 
 // apart says whether the driver is in a process of its own.

@@ -62,6 +62,9 @@ func TestCSIProcess(t *testing.T) {
 	if err != nil || info.GetName() != "csi.spiffe.io" {
 		t.Errorf("the driver says %v, %v", info, err)
 	}
+	if err := CheckCSI(ctx, c); err != nil {
+		t.Errorf("checked: %v", err)
+	}
 	if conn, err := net.Dial("unix", socket); err == nil {
 		_ = conn.Close()
 		t.Error("somebody serves the Workload API")
@@ -69,5 +72,12 @@ func TestCSIProcess(t *testing.T) {
 	stop()
 	if err := <-served; err != nil {
 		t.Errorf("it ended with %v", err)
+	}
+	if err := CheckCSI(t.Context(), c); err == nil || !strings.Contains(err.Error(), "plugin/csi.sock does not answer") {
+		t.Errorf("checked, when it has ended: %v", err)
+	}
+	c.Agent.CSI = nil
+	if err := CheckCSI(t.Context(), c); err == nil || !strings.Contains(err.Error(), "agent.csi: is not there") {
+		t.Errorf("checked, without a section: %v", err)
 	}
 }

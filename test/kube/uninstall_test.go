@@ -1,14 +1,20 @@
 package kube
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
 
 // TestZUninstalled is the last story: everything goes, and nothing is left on the
-// node but an empty directory.
+// node but an empty directory. Until then no probe has ended a CSI driver.
 func TestZUninstalled(t *testing.T) {
 	need(t)
+	restarts := kubectl(t, "-n", home, "get", "pods", "-l", "app.kubernetes.io/component=agent",
+		"-o", `jsonpath={.items[*].status.containerStatuses[?(@.name=="csi")].restartCount}`)
+	if n := strings.Fields(restarts); len(n) == 0 || slices.ContainsFunc(n, func(n string) bool { return n != "0" }) {
+		t.Errorf("restarts of the CSI drivers: %v, want 0 of each", n)
+	}
 	kubectl(t, "wait", "--for=delete", "namespace", "-l", storyLabel, "--timeout=120s")
 	kubectl(t, "delete", "-k", "bin/kube-overlay", "--timeout=120s")
 	for _, what := range []string{
