@@ -135,6 +135,7 @@ func (f *feed) watch(ctx context.Context) error {
 			if err := f.ask(ctx, w); err != nil {
 				return err
 			}
+			beat.Reset(f.beat) // The answer has all of one, however long asking took.
 		}
 	}
 }

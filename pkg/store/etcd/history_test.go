@@ -13,6 +13,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/credence-id/credence/pkg/store"
 	"github.com/credence-id/credence/pkg/store/etcd"
@@ -216,5 +217,35 @@ func TestWatchOfIdleEtcd(t *testing.T) {
 	at, err := etcd.FeedFrom(t.Context(), s, last.Header.Revision, time.Second, 3500*time.Millisecond)
 	if err != nil || at != last.Header.Revision {
 		t.Errorf("from the newest revision, %d, the feed got to %d, %v", last.Header.Revision, at, err)
+	}
+}
+
+// TestWatchThatIsResumed: one whose connection was away for longer than a beat has
+// a beat to answer in when it is back.
+func TestWatchThatIsResumed(t *testing.T) {
+	t.Parallel()
+	cfg := fresh(t)
+	there := open(t, cfg)
+	link := etcdtest.NewLink(t, cfg.Endpoints...)
+	cfg.Endpoints = link.Endpoints()
+	s := open(t, cfg)
+	begin := put(t, s, "k", "v")
+	const beat = time.Second
+	var away errgroup.Group
+	away.Go(func() error {
+		time.Sleep(beat * 3 / 2)
+		link.Cut()
+		link.Drop()
+		time.Sleep(2 * beat) // It is asked after the first half of a beat.
+		defer link.Heal()
+		_, err := there.Update(t.Context(), func(tx store.RWTx) error { tx.Put("k", []byte("w")); return nil })
+		return err
+	})
+	at, err := etcd.FeedFrom(t.Context(), s, int64(begin), beat, 6*beat)
+	if err := away.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || at <= int64(begin) {
+		t.Errorf("from %d on, the feed got to %d, %v", begin, at, err)
 	}
 }
