@@ -230,7 +230,7 @@ func TestWatchThatIsResumed(t *testing.T) {
 	cfg.Endpoints = link.Endpoints()
 	s := open(t, cfg)
 	begin := put(t, s, "k", "v")
-	const beat = time.Second
+	const beat = 1500 * time.Millisecond
 	var away errgroup.Group
 	away.Go(func() error {
 		time.Sleep(beat * 3 / 2)
