@@ -13,13 +13,12 @@ import (
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/credence-id/credence/pkg/agent/csi"
+	"github.com/credence-id/credence/pkg/cli"
 	"github.com/credence-id/credence/pkg/config"
 	"github.com/credence-id/credence/pkg/preflight"
 	"github.com/credence-id/credence/pkg/telemetry"
 	"github.com/credence-id/credence/pkg/unixsock"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // CSI is the section csi: pods get the directory of agent.socket_path by volumes
@@ -129,12 +128,12 @@ func CheckCSI(ctx context.Context, c *Config) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
+	conn, err := cli.Dial(ctx, socket)
+	if err == nil {
+		defer conn.Close() //nolint:errcheck // nothing waits on it
+		_, err = spec.NewIdentityClient(conn).Probe(ctx, &spec.ProbeRequest{})
 	}
-	defer conn.Close() //nolint:errcheck // nothing waits on it
-	if _, err := spec.NewIdentityClient(conn).Probe(ctx, &spec.ProbeRequest{}); err != nil {
+	if err != nil {
 		return fmt.Errorf("the CSI driver at %s does not answer: %w", socket, err)
 	}
 	return nil

@@ -26,8 +26,9 @@ type follower struct {
 }
 
 // follow lists the objects of a resource, in one namespace or all of them if it
-// is empty, that have a label, and watches them from there, until ctx ends or it fails. Of the objects only the metadata is
-// read. A watch that the API server ends is taken up where it was.
+// is empty, that have a label, and watches them from there, until ctx ends or it
+// fails. Of the objects only the metadata is read. A watch that the API server
+// ends is taken up where it was.
 func (c *Client) follow(ctx context.Context, resource schema.GroupVersionResource, namespace, label string, f follower) error {
 	p, err := c.open()
 	if err != nil {

@@ -74,7 +74,8 @@ type limited struct {
 }
 
 // newLimits makes the limits that the section ratelimit leaves on. Those of
-// publishing, of status reports and of push streams cannot be switched off, as with SPIRE.
+// publishing and of status reports cannot be switched off, as with SPIRE, nor can
+// that of push streams.
 func newLimits(cfg RateLimit, reg prometheus.Registerer, log *slog.Logger) (*limits, error) {
 	on := func(key *bool, perSecond int) *ratelimit.Limiter[sender] {
 		if key != nil && !*key {

@@ -10,6 +10,11 @@ import (
 // node but an empty directory. Until then no probe has ended a CSI driver.
 func TestZUninstalled(t *testing.T) {
 	need(t)
+	probe := kubectl(t, "-n", home, "get", "daemonset", "credence-agent",
+		"-o", `jsonpath={.spec.template.spec.containers[?(@.name=="csi")].livenessProbe.exec.command}`)
+	if !strings.Contains(probe, "-check") {
+		t.Errorf("the CSI driver's probe is %q, want csi -check", probe)
+	}
 	restarts := kubectl(t, "-n", home, "get", "pods", "-l", "app.kubernetes.io/component=agent",
 		"-o", `jsonpath={.items[*].status.containerStatuses[?(@.name=="csi")].restartCount}`)
 	if n := strings.Fields(restarts); len(n) == 0 || slices.ContainsFunc(n, func(n string) bool { return n != "0" }) {

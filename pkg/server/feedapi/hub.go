@@ -188,6 +188,8 @@ const keyOldPeer = "old_peer_addr"
 
 var (
 	errStopping = rpcerr.New(codes.Unavailable, "the server is stopping: go to another one or try again")
+	errLoading  = rpcerr.New(codes.Unavailable, "this server has not read its store yet: go to another one or try again")
+	errBehind   = rpcerr.New(codes.Unavailable, "this server is behind what the agent has seen: go to another one or try again")
 	errLeft     = rpcerr.New(codes.Canceled, "the agent left")
 	errReplaced = rpcerr.New(codes.Aborted, "a newer stream of this agent took over")
 )
@@ -276,11 +278,6 @@ const (
 	// hurry is how long an agent waits for a server that loads or is behind when
 	// there is another one that may take it.
 	hurry = time.Second
-)
-
-var (
-	errBehind  = rpcerr.New(codes.Unavailable, "this server is behind what the agent has seen: go to another one or try again")
-	errLoading = rpcerr.New(codes.Unavailable, "this server has not read its store yet: go to another one or try again")
 )
 
 // mayGo says whether the agent has another server to go to.

@@ -67,6 +67,12 @@ func FeedFrom(ctx context.Context, s *Store, rev int64, beat, d time.Duration) (
 	return f.at, nil
 }
 
+// Beat is how long a watch may be silent, with a request_timeout, before it is
+// asked whether there is something.
+func Beat(requestTimeout time.Duration) time.Duration {
+	return newFeed(&Store{cfg: Config{RequestTimeout: requestTimeout}}, moment{}).beat
+}
+
 // FeedNotes gives a feed that is at rev notes of progress, and returns where it
 // is after each.
 func FeedNotes(s *Store, rev int64, notes ...int64) (at []int64) {

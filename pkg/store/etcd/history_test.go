@@ -218,6 +218,13 @@ func TestWatchOfIdleEtcd(t *testing.T) {
 	if err != nil || at != last.Header.Revision {
 		t.Errorf("from the newest revision, %d, the feed got to %d, %v", last.Header.Revision, at, err)
 	}
+	// etcd looks at a watch that begins with what has been each 100 ms: a question
+	// that comes before is lost.
+	for timeout, want := range map[time.Duration]time.Duration{3 * time.Second: time.Second, 100 * time.Millisecond: 200 * time.Millisecond} {
+		if got := etcd.Beat(timeout); got != want {
+			t.Errorf("with a request_timeout of %v it is asked after %v, want %v", timeout, got, want)
+		}
+	}
 }
 
 // TestWatchThatIsResumed: one whose connection was away for longer than a beat has
